@@ -1,0 +1,1 @@
+"""What every layer stands on: errors, canonical bytes, files, statistics, progress. Imports no torch."""
