@@ -1,10 +1,10 @@
 """Public names that cost nothing until they are used.
 
-An eager `__init__` would pull torch into `import workbench` and sae-lens into the consumer. A package lists where each
-public name lives; the module is imported on first access.
+An eager `__init__` would pull torch into `import workbench` and sae-lens into the consumer. A package lists where
+each public name lives; the module is imported on first access.
 
 Example:
-    >>> __getattr__, __dir__, __all__ = attach(__name__, {"Site": "sites"})
+    >>> __getattr__, __dir__, __all__ = attach(__name__, {"Site": "sites", "sites": "sites"})
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ def attach(
 
     Args:
         package: The package's `__name__`.
-        names: Public name → submodule that defines it; a name equal to its submodule gives the module itself.
+        names: Public name → submodule that defines it, dotted below the package; a name equal to the submodule's
+            last part gives the module itself.
     """
 
     def __getattr__(name: str) -> object:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = importlib.import_module(f"{package}.{names[name]}")
-        value = module if name == names[name] else getattr(module, name)
+        value = module if name == names[name].rpartition(".")[2] else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 
