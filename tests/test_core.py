@@ -12,10 +12,7 @@ from workbench.core import canonical, files, progress
 from workbench.core.errors import Cancelled, InputError, SiteError
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53) + 1, 2**53 - 1)
-    | st.text(alphabet=st.characters(codec="utf-8")),
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(alphabet=st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
@@ -35,9 +32,7 @@ def test_canonical_bytes_refuse_what_json_cannot_keep(value):
 
 
 def test_derived_seeds_differ_by_nonce_purpose_and_identifier():
-    seeds = {
-        canonical.seed(n, p, i) for n in ("00", "01") for p in ("prompts", "controls") for i in ("a", "b")
-    }
+    seeds = {canonical.seed(n, p, i) for n in ("00", "01") for p in ("prompts", "controls") for i in ("a", "b")}
     assert len(seeds) == 8
     with pytest.raises(InputError, match="not hexadecimal"):
         canonical.seed("xyz", "prompts", "a")
@@ -97,6 +92,4 @@ def test_an_error_says_what_where_and_what_next():
 
 def test_importing_the_package_costs_no_torch():
     code = "import sys, workbench; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"

@@ -33,9 +33,7 @@ def test_records_survive_the_process_that_wrote_them(tmp_path):
 def test_two_writers_interleave_without_breaking_the_chain(tmp_path):
     path = tmp_path / "journal.sqlite"
     journals = [Journal(path), Journal(path)]
-    threads = [
-        threading.Thread(target=lambda j=j: [j.append("step", {"i": i}) for i in range(20)]) for j in journals
-    ]
+    threads = [threading.Thread(target=lambda j=j: [j.append("step", {"i": i}) for i in range(20)]) for j in journals]
     for thread in threads:
         thread.start()
     for thread in threads:

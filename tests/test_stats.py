@@ -10,9 +10,7 @@ from workbench.core import stats
 from workbench.core.errors import InputError
 
 
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=30), st.lists(st.integers(0, 5), min_size=1, max_size=30)
-)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.lists(st.integers(0, 5), min_size=1, max_size=30))
 def test_auroc_equals_the_share_of_ordered_pairs(positive, negative):
     pairs = [(a > b) + (a == b) / 2 for a in positive for b in negative]
     assert stats.auroc(np.array(positive), np.array(negative)) == pytest.approx(np.mean(pairs))
@@ -48,9 +46,7 @@ def test_two_way_interval_covers_when_both_factors_vary():
     generator, covered, trials = np.random.default_rng(3), 0, 300
     rows, columns = np.repeat(np.arange(40), 40), np.tile(np.arange(40), 40)
     for trial in range(trials):
-        values = (
-            generator.normal(size=40)[rows] + generator.normal(size=40)[columns] + generator.normal(size=1600)
-        )
+        values = generator.normal(size=40)[rows] + generator.normal(size=40)[columns] + generator.normal(size=1600)
         interval = stats.two_way_bootstrap(values, rows, columns, n_boot=300, seed=trial)
         covered += interval.low <= 0 <= interval.high
     assert covered / trials >= 0.91
@@ -59,9 +55,7 @@ def test_two_way_interval_covers_when_both_factors_vary():
 def test_wilson_upper_bound_of_nothing_in_a_hundred_is_three_point_seven_percent():
     assert stats.wilson(0, 100).high == pytest.approx(0.037, abs=5e-4)
     expected = reference.binomtest(13, 40).proportion_ci(method="wilson")
-    assert (stats.wilson(13, 40).low, stats.wilson(13, 40).high) == pytest.approx(
-        (expected.low, expected.high)
-    )
+    assert (stats.wilson(13, 40).low, stats.wilson(13, 40).high) == pytest.approx((expected.low, expected.high))
 
 
 def test_newcombe_reproduces_his_published_example():

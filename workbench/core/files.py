@@ -76,6 +76,4 @@ def _data(checkout: str, wheel: str) -> Path:
     inside = _PACKAGE / wheel
     if inside.is_dir():
         return inside
-    raise InputError(
-        f"this installation lacks its {checkout!r} files", where=str(inside), hint="reinstall the package"
-    )
+    raise InputError(f"this installation lacks its {checkout!r} files", where=str(inside), hint="reinstall the package")

@@ -14,9 +14,7 @@ import sys
 from collections.abc import Callable
 
 
-def attach(
-    package: str, names: dict[str, str]
-) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+def attach(package: str, names: dict[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """Give a package's `__getattr__`, `__dir__` and `__all__`.
 
     Args:

@@ -170,9 +170,7 @@ def rank_p(candidate: float, controls: np.ndarray, direction: Direction) -> floa
     return float((1 + extreme.sum()) / (1 + len(controls)))
 
 
-def rank_p_interval(
-    candidate: float, controls: np.ndarray, direction: Direction, *, level: float = 0.95
-) -> Interval:
+def rank_p_interval(candidate: float, controls: np.ndarray, direction: Direction, *, level: float = 0.95) -> Interval:
     """Give rank p with the sampling noise of a finite control family (Clopper–Pearson on the exceedances)."""
     controls = _checked(controls, "controls")
     extreme = int((controls >= candidate).sum() if direction == "up" else (controls <= candidate).sum())
