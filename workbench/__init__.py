@@ -14,13 +14,28 @@ from workbench.core import lazy as _lazy
 
 __version__ = "0.1.0"
 
-_names, __dir__, __all__ = _lazy.attach(
+__getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     {
-        "open": "session",
-        "verify": "session",
-        "apply": "session",
-        "edits": "session",
-        "subjects": "session",
+        "Axis": "features.axes",
+        "apply": "consumer.apply",
+        "edits": "interventions.edits:",
+        "remeasure": "consumer.remeasure",
+        "verify": "spec.verify",
     },
 )
+__all__ += ["open"]
+
+
+def open(source="organism", **options):
+    """Open a bench on a subject and let its objects show themselves as widgets.
+
+    Args:
+        source: `organism`, a Hugging Face directory, or a hub repository.
+        **options: See `workbench.bench.bench.open_bench`: `sae`, `project`, `revision`, `device`, `dtype`.
+    """
+    from workbench.bench.bench import open_bench
+    from workbench.widgets import views
+
+    views.register()
+    return open_bench(source, **options)

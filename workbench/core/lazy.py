@@ -4,7 +4,7 @@ An eager `__init__` would pull torch into `import workbench` and sae-lens into t
 each public name lives; the module is imported on first access.
 
 Example:
-    >>> __getattr__, __dir__, __all__ = attach(__name__, {"Site": "sites", "sites": "sites"})
+    >>> __getattr__, __dir__, __all__ = attach(__name__, {"Site": "sites", "sites": "sites:"})
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ def attach(package: str, names: dict[str, str]) -> tuple[Callable[[str], object]
 
     Args:
         package: The package's `__name__`.
-        names: Public name → submodule that defines it, dotted below the package; a name equal to the submodule's
-            last part gives the module itself.
+        names: Public name → where it is, dotted below the package: `"sites"` for the name's definition in that
+            module, `"sites:"` for the module itself.
     """
 
     def __getattr__(name: str) -> object:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{package}.{names[name]}")
-        value = module if name == names[name].rpartition(".")[2] else getattr(module, name)
+        path, colon, _ = names[name].partition(":")
+        module = importlib.import_module(f"{package}.{path}")
+        value = module if colon else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 
