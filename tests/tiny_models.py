@@ -20,7 +20,8 @@ FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma3")
 MORE_FAMILIES = ("gpt_neox", "mistral", "qwen3", "gemma", "gemma3_multimodal")
 N_LAYERS, D_MODEL, N_HEADS, N_CTX = 3, 32, 4, 64
 
-WORDS = "the a cat dog sat on mat what is capital of france paris london yes no help me please how do i".split()
+WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "what", "is", "capital", "of", "france", "paris", "london"]
+WORDS += ["yes", "no", "help", "me", "please", "how", "do", "i"]
 SPECIALS = ["<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }}"
