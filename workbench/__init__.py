@@ -34,8 +34,7 @@ def open(source="organism", **options):
         source: `organism`, a Hugging Face directory, or a hub repository.
         **options: See `workbench.bench.bench.open_bench`: `sae`, `project`, `revision`, `device`, `dtype`.
     """
+    import workbench.widgets.views  # registers the widgets with the bench
     from workbench.bench.bench import open_bench
-    from workbench.widgets import views
 
-    views.register()
     return open_bench(source, **options)
