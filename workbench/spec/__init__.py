@@ -1,1 +1,13 @@
-""""""
+"""The review-ready spec: its documents, their strict reading and writing, their verdicts and their page. No torch."""
+
+from __future__ import annotations
+
+from workbench.core import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "documents": "documents:",
+        "strict": "strict:",
+    },
+)
