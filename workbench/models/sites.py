@@ -8,7 +8,7 @@ and nothing raises). So every translation is here, checked on each family, and a
 | site | meaning | TransformerLens |
 |---|---|---|
 | `resid.2` | output of block 2 (0-based) | `blocks.2.hook_resid_post` |
-| `attn.2`, `mlp.2` | what each adds to the stream (Gemma-2/3: after the post-norm) | `…hook_attn_out`, `…hook_mlp_out` |
+| `attn.2`, `mlp.2` | what each adds to the stream (Gemma-2/3: after its post-norm) | `hook_attn_out`, `hook_mlp_out` |
 | `mlp_in.2` | what the MLP module receives (after its pre-norm) | `blocks.2.mlp.hook_in` |
 | `z.2` | all heads' mixed values, before the output projection, heads concatenated | `blocks.2.attn.hook_z` |
 | `head.2.3` | what head 3 contributes to the output projection's output | row 3 of the same |
