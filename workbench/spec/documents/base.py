@@ -18,6 +18,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 as 64 lower-case hexadecimal digits."""
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """Identifier: ASCII letters, digits, `.`, `_`, `-`; at most 64, so that no two ids look alike."""
+DictionaryId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+"""Id of a dictionary: `resid.2`, `gemma-scope-2:resid/17/16k`."""
 Title = Annotated[str, Field(min_length=1, max_length=200)]
 """One line a person reads."""
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
@@ -38,8 +40,6 @@ Positive = Annotated[int, Field(ge=1, le=MAX_SAFE_INTEGER)]
 """How many, from 1."""
 TensorKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")]
 """Name of a tensor in `tensors.safetensors`."""
-Direction = Annotated[str, Field(pattern=r"^(up|down)$")]
-"""Which way is good: `up` or `down`."""
 
 
 class Document(BaseModel):

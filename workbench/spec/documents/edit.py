@@ -1,18 +1,20 @@
 """The edit as data: which feature or direction, what is done to it, where, when, how hard.
 
-An edit document holds no tensor; it names keys of `tensors.safetensors`. What the edit does is said once, by
-`workbench.spec.describe`, from these fields and from nothing an author writes.
+An edit document holds no tensor; it names keys of `tensors.safetensors`. These are exactly the documents that
+`Edits.to_doc()` gives and `Edits.from_doc()` takes. What an edit does is said once, by `workbench.spec.describe`, from
+these fields and from nothing an author writes.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from workbench.core.canonical import digest, sha256_hex
-from workbench.spec.documents.base import Count, Document, SiteName, Slug, TensorKey
+from workbench.spec.documents.base import Count, DictionaryId, Document, SiteName, Slug, TensorKey
 
 Op = Literal[
     "add",
@@ -26,123 +28,138 @@ Op = Literal[
     "project_out",
     "projection_cap",
 ]
-NEEDS_NO_VALUE = frozenset({"zero_ablate", "project_out"})
-"""Operations that are complete without a strength."""
+VALUELESS = frozenset({"zero_ablate", "project_out"})
+"""Operations that are complete without a value."""
+ON_PROJECTION = frozenset({"project_out", "projection_cap"})
+"""Operations that act on the stream's projection on the unit row, for features too."""
 
 
 class FeatureTargetDocument(Document):
     """A feature of a dictionary."""
 
-    type: Literal["feature"] = "feature"
+    kind: Literal["feature"]
     """Tag of the union."""
-    dictionary_id: Slug
+    dictionary: DictionaryId
     """Id of the dictionary, as in `spec.dictionaries`."""
     index: Count
     """Row of the feature, from 0."""
-    label: Annotated[str, Field(max_length=500)] = ""
-    """What the feature is believed to mean: a hypothesis, not part of what the edit does."""
-    read_site: SiteName
-    """Where its activation is read."""
-    write_site: SiteName
-    """Where its decoder row is written."""
+    read: SiteName
+    """Site where its activation is read."""
+    write: SiteName
+    """Site where its decoder row is written."""
     activation: Literal["relu", "jumprelu", "gated"]
     """Its activation function."""
     scaling: Literal["none", "layer_norm", "constant_norm"]
     """Normalisation of the dictionary's input, which the written row is scaled back by."""
-    tensors: dict[Slug, TensorKey]
+    label: Annotated[str, Field(max_length=500)]
+    """What the feature is believed to mean: a hypothesis, not part of what the edit does; may be empty."""
+    rows: Annotated[dict[Slug, TensorKey], Field(min_length=1, max_length=16)]
     """Row name (`W_enc`, `b_enc`, `W_dec`, `threshold`, …) → key in `tensors.safetensors`."""
 
 
 class DirectionTargetDocument(Document):
     """A direction that needs no dictionary: a probe, a difference of means, a persona vector."""
 
-    type: Literal["direction"] = "direction"
+    kind: Literal["direction"]
     """Tag of the union."""
     name: Annotated[str, Field(min_length=1, max_length=200)]
     """What the direction is called."""
-    read_site: SiteName
-    """Where the projection is read."""
-    write_site: SiteName
-    """Where it is written."""
-    tensors: dict[Slug, TensorKey]
-    """`read` and `write` → key in `tensors.safetensors`."""
+    site: SiteName
+    """Site that is read and written."""
+    read: TensorKey
+    """Key of the vector whose unit vector is read."""
+    write: TensorKey
+    """Key of the vector that is written."""
 
 
-TargetDocument = Annotated[FeatureTargetDocument | DirectionTargetDocument, Field(discriminator="type")]
+TargetDocument = Annotated[FeatureTargetDocument | DirectionTargetDocument, Field(discriminator="kind")]
 
 
 class PositionsDocument(Document):
     """Which token positions an edit touches."""
 
-    where: Literal["all", "prompt", "generated", "last", "explicit"] = "all"
+    where: Literal["all", "prompt", "generated", "last", "explicit"]
     """`last` is the last prompt token."""
-    explicit: Annotated[tuple[Count, ...], Field(max_length=4096)] = ()
-    """Absolute positions of real tokens, 0 the first, where `where` is `explicit`."""
-    exclude_special: bool = True
+    explicit: Annotated[tuple[Count, ...], Field(max_length=4096)]
+    """Absolute positions of real tokens, 0 the first; only where `where` is `explicit`."""
+    exclude_special: bool
     """Whether BOS and every special token are left alone."""
 
 
 class GateDocument(Document):
-    """A condition, per token, on a score that is read from the unedited stream."""
+    """A condition, per token, on a score of the unedited stream."""
 
     target: TargetDocument
     """Feature (its activation) or direction (the projection on its unit vector) that is scored."""
     threshold: float
     """In the unit of the score."""
-    above: bool = True
+    above: bool
     """Whether the edit acts where the score is above the threshold, or below it."""
 
 
 class EditDocument(Document):
-    """One edit of the forward pass."""
+    """One edit of the forward pass; firings and messages count edits from 0 in the order of `spec.edits`."""
 
-    id: Slug
-    """Name within the spec, `e1`, `e2`, …"""
     op: Op
     """What is done to the activation or projection."""
-    value: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
-    """Strength, in `unit`; null where the operation needs none."""
-    unit: Literal["activation", "factor", "projection", "none"]
-    """`activation`: the feature's own units; `factor`: multiplies it; `projection`: units of the residual stream."""
+    site: SiteName
+    """Site that is written."""
     target: TargetDocument
     """What is edited."""
-    positions: PositionsDocument = PositionsDocument()
+    value: Annotated[float, Field(ge=-1e6, le=1e6)] | None
+    """In the feature's own units of activation, or the stream's units for directions; `scale`: a factor; null where
+    the operation takes none."""
+    positions: PositionsDocument
     """Where in the text."""
-    gate: GateDocument | None = None
+    gate: GateDocument | None
     """When; null is always."""
-    max_ratio: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Largest realised change per token, as a share of the norm of what it is added to."""
-    error_term: Literal["preserved"] = "preserved"
-    """What becomes of what the dictionary does not explain."""
-    order: Literal["simultaneous"] = "simultaneous"
-    """Every edit at a site reads the unedited stream of that site."""
-    compute_dtype: Literal["float32"] = "float32"
-    """Precision the change is computed in, whatever the subject's."""
+    max_ratio: Annotated[float, Field(gt=0)] | None
+    """Largest realised change per token, as a share of the norm of what it is added to; null is no limit."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.value is None and self.op not in NEEDS_NO_VALUE:
-            raise ValueError(f"edit {self.id}: {self.op} needs a value")
+        if (self.value is None) != (self.op in VALUELESS):
+            raise ValueError(f"{self.op} {'takes no' if self.op in VALUELESS else 'needs a'} value")
         if (self.positions.where == "explicit") != bool(self.positions.explicit):
-            raise ValueError(f"edit {self.id}: explicit positions go with where 'explicit', and only with it")
+            raise ValueError("explicit positions go with where 'explicit', and only with it")
+        if self.site != written_site(self.target):
+            raise ValueError(f"says site {self.site}, its target writes {written_site(self.target)}")
         return self
 
+    @property
+    def targets(self) -> tuple[FeatureTargetDocument | DirectionTargetDocument, ...]:
+        """What it edits and, where it has a gate, what it scores."""
+        return (self.target, self.gate.target) if self.gate else (self.target,)
 
-def tensor_keys(edits: tuple[EditDocument, ...]) -> set[str]:
-    """Give every key of `tensors.safetensors` that the edits and their gates name."""
-    targets = [edit.target for edit in edits] + [edit.gate.target for edit in edits if edit.gate]
-    return {key for target in targets for key in target.tensors.values()}
+
+def written_site(target: FeatureTargetDocument | DirectionTargetDocument) -> str:
+    """Give the site that a target is written to."""
+    return target.write if target.kind == "feature" else target.site
+
+
+def read_site(target: FeatureTargetDocument | DirectionTargetDocument) -> str:
+    """Give the site that a target is read from."""
+    return target.read if target.kind == "feature" else target.site
+
+
+def target_keys(target: FeatureTargetDocument | DirectionTargetDocument) -> set[str]:
+    """Give the keys of `tensors.safetensors` that a target names."""
+    return set(target.rows.values()) if target.kind == "feature" else {target.read, target.write}
 
 
 def edits_digest(documents: list[dict], tensors: dict[str, np.ndarray]) -> str:
-    """Give the identity of an intervention: its edit documents and the float32 tensors they name.
+    """Give the identity of an intervention: its documents and float32 tensors, without the labels people gave.
 
     Args:
         documents: Edit documents as JSON values.
-        tensors: Key → array; converted to little-endian float32.
+        tensors: Every tensor they name, by key; taken as little-endian float32.
     """
-    rows = {}
-    for name, array in tensors.items():
-        plain = np.ascontiguousarray(array, "<f4")
-        rows[name] = {"shape": list(np.shape(array)), "sha256": sha256_hex(plain.tobytes())}
-    return digest({"edits": documents, "tensors": rows})
+    plain = copy.deepcopy(documents)
+    for document in plain:
+        for target in (document["target"], (document["gate"] or {}).get("target", {})):
+            target.pop("label", None)
+    hashes = {
+        name: {"shape": list(array.shape), "sha256": sha256_hex(np.ascontiguousarray(array, "<f4").tobytes())}
+        for name, array in tensors.items()
+    }
+    return digest({"edits": plain, "tensors": hashes})

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from workbench.spec.documents.base import (
     Count,
+    DictionaryId,
     Digest,
     Document,
     LongText,
@@ -18,7 +19,7 @@ from workbench.spec.documents.base import (
     Time,
     Title,
 )
-from workbench.spec.documents.edit import EditDocument, tensor_keys
+from workbench.spec.documents.edit import EditDocument, read_site, target_keys, written_site
 from workbench.spec.documents.subject import DictionaryRecord, FeatureRecord, SiteRecord, SubjectRecord, Unmeasured
 
 Kind = Literal["edit", "diagnostic", "monitor"]
@@ -59,8 +60,8 @@ class TokenLogit(Document):
 class FiringRecord(Document):
     """How often one edit acted on one prompt."""
 
-    edit: Slug
-    """Id of the edit."""
+    edit: Count
+    """Which edit, from 0 in the order of `spec.edits`."""
     positions: Count
     """Token positions it changed."""
     max_ratio: Annotated[float, Field(ge=0)] | None = None
@@ -107,7 +108,7 @@ class MonitorRecord(Document):
 
     name: Slug
     """What it is called."""
-    dictionary_id: Slug
+    dictionary: DictionaryId
     """Dictionary of the watched feature."""
     index: Count
     """Its row."""
@@ -210,6 +211,12 @@ class Spec(Document):
     """What is known of each edited or watched feature."""
     edits: Annotated[tuple[EditDocument, ...], Field(max_length=256)]
     """What changes in the forward pass; empty for a monitor."""
+    order: Literal["simultaneous"] = "simultaneous"
+    """Every edit at a site reads the unedited stream of that site; their changes are summed."""
+    error_term: Literal["preserved"] = "preserved"
+    """What becomes of what a dictionary does not explain."""
+    compute_dtype: Literal["float32"] = "float32"
+    """Precision that changes are computed in, whatever the subject's."""
     tensors: TensorFile
     """What `tensors.safetensors` holds."""
     known_answers: KnownAnswers
@@ -234,26 +241,25 @@ class Spec(Document):
         sites = {site.name for site in self.sites}
         if len(dictionaries) != len(self.dictionaries) or len(sites) != len(self.sites):
             raise ValueError("a dictionary or site is listed twice")
-        if len({edit.id for edit in self.edits}) != len(self.edits):
-            raise ValueError("two edits share an id")
-        described = {(feature.dictionary_id, feature.index) for feature in self.features}
+        described = {(feature.dictionary, feature.index) for feature in self.features}
         if len(described) != len(self.features):
             raise ValueError("a feature is described twice")
-        for target in [e.target for e in self.edits] + [e.gate.target for e in self.edits if e.gate]:
-            if missing := {target.read_site, target.write_site} - sites:
+        for target in (target for edit in self.edits for target in edit.targets):
+            if missing := {read_site(target), written_site(target)} - sites:
                 raise ValueError(f"site {min(missing)} is edited and not among the sites")
-            if target.type == "feature":
-                home = dictionaries.get(target.dictionary_id)
+            if target.kind == "feature":
+                home = dictionaries.get(target.dictionary)
+                name = f"feature {target.dictionary}:{target.index}"
                 if home is None or target.index >= home.d_dict:
-                    raise ValueError(f"no dictionary here has feature {target.dictionary_id}:{target.index}")
-                if (target.read_site, target.write_site) != (home.read_site, home.write_site):
-                    raise ValueError(f"feature {target.dictionary_id}:{target.index} is not of those sites")
-                if (target.dictionary_id, target.index) not in described:
-                    raise ValueError(f"feature {target.dictionary_id}:{target.index} is edited and not described")
+                    raise ValueError(f"{name} is edited and no dictionary here has it")
+                if (target.read, target.write, target.scaling) != (home.read_site, home.write_site, home.scaling):
+                    raise ValueError(f"{name} says other sites or another scaling than its dictionary")
+                if (target.dictionary, target.index) not in described:
+                    raise ValueError(f"{name} is edited and not described")
         names = [tensor.name for tensor in self.tensors.tensors]
         if names != sorted(set(names)):
             raise ValueError("tensors are listed by name, each once")
-        if set(names) != tensor_keys(self.edits):
+        if set(names) != {key for edit in self.edits for target in edit.targets for key in target_keys(target)}:
             raise ValueError("the listed tensors are not those that the edits name")
         return self
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from workbench.spec.documents.base import (
     Count,
+    DictionaryId,
     Digest,
     Document,
     LongText,
@@ -96,7 +97,7 @@ class FitRecord(Document):
 class DictionaryRecord(Document):
     """An SAE or transcoder whose features are edited or watched."""
 
-    id: Slug
+    id: DictionaryId
     """Name that edits and features refer to."""
     kind: Literal["sae", "transcoder"]
     """A transcoder reads one site and writes another."""
@@ -191,7 +192,7 @@ class SiblingRecord(Document):
 class FeatureRecord(Document):
     """What is known of a feature that is edited or watched."""
 
-    dictionary_id: Slug
+    dictionary: DictionaryId
     """Dictionary it belongs to."""
     index: Count
     """Row, from 0."""
@@ -223,5 +224,5 @@ class FeatureRecord(Document):
         fields = ("density", "max_activation", "n_tokens", "corpus", "selection", "ablation_effect")
         silent = [name for name in fields if getattr(self, name) is None and name not in self.unmeasured]
         if silent:
-            raise ValueError(f"feature {self.dictionary_id}:{self.index}: {', '.join(silent)} null without a reason")
+            raise ValueError(f"feature {self.dictionary}:{self.index}: {', '.join(silent)} null without a reason")
         return self
