@@ -92,3 +92,31 @@ def test_mcnemar_is_the_exact_binomial_test():
 def test_estimates_refuse_what_is_empty_or_not_finite(values):
     with pytest.raises(InputError):
         stats.bootstrap_mean(np.array(values), seed=0)
+
+
+def test_paired_intervals_equal_the_one_factor_and_two_factor_bootstraps():
+    generator = np.random.default_rng(11)
+    cue, item = np.repeat(np.arange(12), 10), np.tile(np.arange(10), 12)
+    differences = generator.normal(size=(120, 2)) + generator.normal(size=12)[cue][:, None]
+    two, one = (stats.paired_intervals(differences, *f, seed=3) for f in ((cue, item), (cue,)))
+    for k in range(2):
+        for found, expected in (
+            (two[k], stats.two_way_bootstrap(differences[:, k], cue, item, seed=3)),
+            (one[k], stats.bootstrap_mean(differences[:, k], cue, seed=3)),
+        ):
+            assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+            assert (found.n, found.n_clusters) == (expected.n, expected.n_clusters)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 9), (9, 3), (7, 7), (0, 40)])
+def test_mcnemar_equals_the_exact_binomial_test(only_a, only_b):
+    expected = reference.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    assert stats.mcnemar(only_a, only_b) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("extreme", [0, 1, 5, 150, 199])
+def test_noise_of_rank_p_is_the_clopper_pearson_interval(extreme):
+    controls = np.r_[np.ones(extreme), np.zeros(199 - extreme)]
+    found = stats.rank_p_interval(0.5, controls, "up")
+    expected = reference.binomtest(extreme, 199).proportion_ci()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
