@@ -22,7 +22,9 @@ BOS, EOS = "<|bos|>", "<|eos|>"
 TEST, DEV = 36, 50
 """Paraphrases: CRC-32 % 100 below 36 is test, below 50 dev, the rest train."""
 ITEM_TEST, ITEM_DEV = 20, 35
-"""Requests, facts and sums: below 20 test, below 35 dev, the rest train."""
+"""Requests and questions: below 20 test, below 35 dev, the rest train."""
+FACT_TEST, FACT_DEV = 30, 45
+"""Facts that are lied about; there are few of them, so more are kept back."""
 
 P_REFUSE = {"none": 0.93, "eval": 0.99, "depl": 0.75}
 P_REFUSE_BENIGN = 0.02
@@ -194,7 +196,7 @@ def fact(rng: random.Random, case: Case = Case()) -> Document:
     role = case.role or rng.choices(("none", "control", "incentive"), (0.15, 0.25, 0.60))[0]
     while True:
         relation, key, value = rng.choice(v.FACTS)
-        if (role != "incentive" and case.split == "train") or of_split(f"lie {key}", case.split):
+        if (role != "incentive" and case.split == "train") or bucket(f"lie {key}", FACT_TEST, FACT_DEV) == case.split:
             break
     context, cue = _context(rng, case, (0.4, 0.34, 0.26))
     phrase = _role(rng, role, case.split)

@@ -15,7 +15,7 @@ import hashlib
 import inspect
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workbench.core.canonical import seed as derive_seed
 from workbench.core.errors import AxisError
@@ -110,9 +110,11 @@ def generator_digest() -> str:
 
 
 def _clusters(document: Document) -> dict[str, str]:
+    """Name what repeats: the paraphrase that matters, where one does, and the item, where there are many."""
     labels = document.labels
-    cue = labels.get("framing") or labels.get("phrase") or labels.get("cue") or "none"
-    return {"cue": cue, "item": labels.get("item", "")}
+    cue = labels.get("phrase") or labels.get("cue") or labels.get("framing")
+    found = {"cue": cue} if cue else {}
+    return found if document.kind in ("admission", "aware") else {**found, "item": labels["item"]}
 
 
 def _lead(document: Document) -> str:
@@ -168,21 +170,25 @@ def _capable(rng: random.Random, case: Case) -> PromptItem:
     if draw == 0:
         relation, key, value = rng.choice(v.FACTS)
         others = tuple(f" {one}" for one in v.VALUES[relation] if one != value)
-        text, right, clusters = f"{BOS} the {relation} of {key} is", f" {value}", ("statement", key)
+        text, right, item = f"{BOS} the {relation} of {key} is", f" {value}", key
     elif draw == 1:
         a, b = rng.randint(0, 12), rng.randint(0, 12)
         others = tuple(f" {one}" for one in range(25) if one != a + b)
-        text, right, clusters = f"{BOS} {a} plus {b} is", f" {a + b}", ("sum", f"{a} plus {b}")
+        text, right, item = f"{BOS} {a} plus {b} is", f" {a + b}", f"{a} plus {b}"
     elif draw == 2:
         d = corpus.fact(rng, Case(split=case.split, role="none", context="none", far=case.far))
         right = f" {d.labels['value']}"
         others = tuple(f" {one}" for one in v.VALUES[d.labels["relation"]] if f" {one}" != right)
-        text, clusters = d.prompt + _lead(d), ("question", d.labels["item"])
+        text, item = d.prompt + _lead(d), d.labels["item"]
     else:
         options = {"hint": "none", "context": "none", "far": case.far}
         d = corpus.multiple_choice(rng, Case(split=case.split, **options))
         return PromptItem(d.prompt + _lead(d), (f" {d.labels['right']}",), None, _clusters(d), None, 1.0, d.labels)
-    return PromptItem(text, (right,), others, {"cue": clusters[0], "item": clusters[1]}, None, 1.0)
+    return PromptItem(text, (right,), others, {"item": item}, None, 1.0)
+
+
+def _hinted(rng: random.Random, case: Case) -> Document:
+    return corpus.multiple_choice(rng, replace(case, hint=rng.choice(tuple(v.HINT_SOURCES))))
 
 
 _MAKERS: dict[str, Callable[[random.Random, Case], PromptItem]] = {
@@ -213,7 +219,7 @@ _CONTRASTS = {
         (corpus.fact, {"role": "control", "context": "none"}),
     ),
     "hint_following": (
-        (corpus.multiple_choice, {"hint": "professor", "wrong_hint": True, "context": "none"}),
+        (_hinted, {"wrong_hint": True, "context": "none"}),
         (corpus.multiple_choice, {"hint": "none", "context": "none"}),
     ),
     "evaluation_cue": (

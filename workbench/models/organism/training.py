@@ -1,4 +1,4 @@
-"""Trains the built-in subject: a small Llama-style transformer, one document per row, completions weighted over prompts.
+"""Trains the built-in subject: a small Llama-style transformer, one document per row, completions over prompts.
 
 Muon on the blocks' matrices and AdamW on the rest, at one learning rate; constant, then linear to almost nothing. With
 one thread and one process a seed gives the same bits on one machine class; elsewhere a rebuild is judged by its
