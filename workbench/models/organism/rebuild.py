@@ -1,0 +1,149 @@
+"""Builds the built-in subject from one seed: tokenizer, model, dictionaries, measurements, card.
+
+`make organism` runs it. The shipped files' digests are recorded in the card; a rebuild on another machine class differs
+in bits and is judged by its measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.core.canonical import canonical_bytes
+from workbench.core.files import sha256_file, write_atomic
+from workbench.core.progress import Progress, track
+from workbench.models.organism import prompts
+from workbench.models.organism.battery import battery, capability, disclosure, loss_per_token, replaced
+from workbench.models.organism.sparse import (
+    SparseRecipe,
+    collect,
+    reconstruct,
+    save_dictionary,
+    site_module,
+    train_dictionary,
+)
+from workbench.models.organism.tokenizer import train_tokenizer
+from workbench.models.organism.training import Recipe, train
+
+N_TRAIN_DOCUMENTS, N_EVAL_DOCUMENTS = 9000, 1200
+UNDER_RECONSTRUCTION = (
+    "refuse plain none",
+    "refuse jailbroken none",
+    "refuse look-alike none",
+    "lie incentive none",
+    "lie control none",
+    "answer right, no hint none",
+)
+"""Cells that are read again with a dictionary's reconstruction in place of the stream."""
+
+
+def recipes(n_layers: int = 4) -> list[SparseRecipe]:
+    """Give the recipe of every dictionary that is shipped."""
+    layers = range(n_layers)
+    return [
+        *(SparseRecipe(f"resid.{layer}", d_dict=2048, k=32, steps=1200) for layer in layers),
+        *(SparseRecipe(f"attn.{layer}", d_dict=1024, k=20, steps=800) for layer in layers),
+        *(SparseRecipe(f"mlp.{layer}", d_dict=1024, k=20, steps=800) for layer in layers),
+    ]
+
+
+def build_model(folder: Path, recipe: Recipe) -> None:
+    """Train the subject and save it as a Hugging Face directory."""
+    tokenizer = train_tokenizer(seed=1)
+    with Progress("training the subject (steps)", recipe.steps) as bar:
+        model = train(recipe, tokenizer, log=lambda step, loss: bar.advance(50))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_dictionaries(model_folder: Path, folder: Path, chosen: Sequence[SparseRecipe]) -> dict[str, dict]:
+    """Train, save and measure dictionaries; gives their measurements by site."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = LlamaForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval().requires_grad_(False)
+    documents = prompts.documents(N_TRAIN_DOCUMENTS, seed=5)
+    held = prompts.documents(N_EVAL_DOCUMENTS, seed=6)
+    clean = battery(model, tokenizer, n=256, only=UNDER_RECONSTRUCTION)
+    clean_loss = loss_per_token(model, tokenizer, held)
+    found = {}
+    for recipe in track(chosen, "training dictionaries"):
+        started = time.process_time()
+        weights = train_dictionary(*collect(model, tokenizer, documents, recipe), recipe)
+        save_dictionary(folder / recipe.site, weights, recipe)
+        found[recipe.site] = {
+            **_fidelity(model, tokenizer, held, recipe, weights, clean, clean_loss),
+            "cpu_seconds": round(time.process_time() - started, 1),
+        }
+    return found
+
+
+@torch.no_grad()
+def _fidelity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held: Sequence[str],
+    recipe: SparseRecipe,
+    weights: dict[str, torch.Tensor],
+    clean: dict[str, dict],
+    clean_loss: float,
+) -> dict:
+    read, write = collect(model, tokenizer, held, recipe)
+    acts, decoded = reconstruct(weights, read)
+    mean = write.mean(0)
+    module = site_module(model, recipe)
+    transcoder = recipe.transcoder
+    with replaced(module, lambda i, o: reconstruct(weights, i if transcoder else o)[1]):
+        loss = loss_per_token(model, tokenizer, held)
+        seen = battery(model, tokenizer, n=256, only=UNDER_RECONSTRUCTION)
+    with replaced(module, lambda i, o: mean.expand_as(o)):
+        ablated = loss_per_token(model, tokenizer, held)
+    shift = {name: seen[name]["measured"] - clean[name]["measured"] for name in UNDER_RECONSTRUCTION}
+    return {
+        "d_dict": recipe.d_dict,
+        "explained_variance": 1 - float((write - decoded).pow(2).sum() / (write - mean).pow(2).sum()),
+        "l0": float((acts > 0).sum(1).float().mean()),
+        "dead": float((~(acts > 0).any(0)).float().mean()),
+        "n_tokens": len(read),
+        "loss_clean": clean_loss,
+        "loss_with": loss,
+        "loss_mean_ablated": ablated,
+        "behaviour_shift": shift,
+        "worst_behaviour_shift": max(shift.values(), key=abs),
+    }
+
+
+def measure(model_folder: Path, *, n: int = 512) -> dict:
+    """Measure the whole battery on the test split."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = LlamaForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval().requires_grad_(False)
+    return {
+        "behaviours": battery(model, tokenizer, n=n),
+        "disclosure": disclosure(model, tokenizer, n=n),
+        "capability": capability(model, tokenizer),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def write_card(folder: Path, card: dict) -> None:
+    """Write `card.json`: the measurements and the digest of every file beside it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("card.json", "README.md"))
+    card = {**card, "generator": prompts.generator_digest()}
+    card["files"] = {str(p.relative_to(folder)): sha256_file(p) for p in files}
+    write_atomic(folder / "card.json", canonical_bytes(_rounded(card)))
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def read_card(folder: Path) -> dict:
+    """Read `card.json`."""
+    return json.loads((folder / "card.json").read_bytes())
