@@ -163,7 +163,7 @@ class Bench:
         n: int = 1,
         seed: int = 0,
         max_new_tokens: int = 32,
-        temperature: float = 0.0,
+        temperature: float | int = 0.0,
     ) -> Table:
         """Continue a prompt, unsteered or under an edit.
 
@@ -182,7 +182,7 @@ class Bench:
         rows = tuple({"sample": k + 1, "text": one.text} for k, one in enumerate(found))
         return Table(("sample", "text"), rows, title=self._shown(prompt), note=_sampling(temperature, seed))
 
-    def compare(self, prompt: object, edit: Edits, **options: float) -> Table:
+    def compare(self, prompt: object, edit: Edits, **options: float | int) -> Table:
         """Continue a prompt without and with an edit, on the same random numbers; options as in `generate`."""
         base = self.generate(prompt, **options)
         steered = self.generate(prompt, edit, **options)

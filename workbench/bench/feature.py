@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench.bench.corpus import corpus_of, readings
 from workbench.core.errors import DictionaryError
 from workbench.features.capture import capture
+from workbench.features.card import LogitEffects, Profile, logit_effects, profile
 from workbench.interventions.edits import FeatureTarget
 from workbench.models.dictionary import Dictionary
 
@@ -83,11 +85,23 @@ class Feature:
         values = self.dictionary.encode(stream)[:, self.index].clone()
         return subject.token_strings(ids), values.numpy()
 
-    def card(self) -> object:
-        """Give the card: label, density, examples, logit effects."""
+    def profile(
+        self, documents: list[str] | None = None, *, n_top: int = 5, n_random: int = 5, seed: int = 0
+    ) -> Profile:
+        """Measure how it fires on documents, or on the subject's default corpus, with examples."""
+        read = readings(self.bench.subject, corpus_of(self.bench.subject, documents))
+        options = {"n_top": n_top, "n_random": n_random, "seed": seed}
+        return self.bench.worker.run(lambda: profile(read, self.dictionary, self.index, **options))
+
+    def logit_effects(self, k: int = 6) -> LogitEffects:
+        """Tell which next tokens its decoder row favours and disfavours on the direct path."""
+        return self.bench.worker.run(lambda: logit_effects(self.bench.subject, self.dictionary, self.index, k=k))
+
+    def card(self, **options: object) -> object:
+        """Give the card: label, density, examples, logit effects; `documents=[…]` measures it on your own."""
         from workbench.bench.views import view
 
-        return view("card", self)
+        return view("card", self, **options)
 
     def __repr__(self) -> str:
         label = f" {self.labels[-1]['text']!r}" if self.labels else ""

@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -50,7 +51,7 @@ class Worker:
             key: Requests with one key replace each other, the newest wins; a replaced one's future is cancelled, or
                 raises `Cancelled` where it had begun.
         """
-        wants_token = "cancel" in getattr(getattr(call, "__code__", None), "co_varnames", ())
+        wants_token = _takes_cancel(call)
         job = _Job(lambda token: call(*args, cancel=token) if wants_token else call(*args), key)
         with self._changed:
             if key is not None:
@@ -120,3 +121,10 @@ class Worker:
                     job.future.set_exception(error)
             with self._changed:
                 self._running = None
+
+
+def _takes_cancel(call: Callable[..., object]) -> bool:
+    try:
+        return "cancel" in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        return False

@@ -140,7 +140,7 @@ class View(anywidget.AnyWidget):
         future.add_done_callback(done)
         return future
 
-    def _settle(self, future: Future, seconds: float | None) -> None:
+    def _settle(self, future: Future, seconds: float | int | None) -> None:
         """Wait for work, however it ends; its error is shown under the panel, not raised."""
         wait([future], timeout=seconds)
 

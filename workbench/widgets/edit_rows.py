@@ -37,7 +37,7 @@ class Row:
     """
 
     op: str
-    value: float | None
+    value: float | int | None
     positions: str = "all"
     dictionary: str = ""
     index: int = 0
@@ -128,7 +128,7 @@ def scale_of(row: Row, most: tuple[float, str] | None, label: str) -> dict:
     return {**facts, "corpus": most[1] if most else "", "note": note, "site": row.dictionary}
 
 
-def nice(step: float) -> float:
+def nice(step: float | int) -> float:
     """Round a step to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(k * power for k in (1, 2, 5, 10) if k * power >= step * 0.999)

@@ -64,7 +64,7 @@ class FeatureCard(View):
         self._change(label=text.strip())
         return self
 
-    def wait(self, seconds: float | None = None) -> "FeatureCard":
+    def wait(self, seconds: float | int | None = None) -> "FeatureCard":
         """Wait until the card is computed."""
         self._settle(self._work, seconds)
         return self
@@ -96,10 +96,10 @@ class FeatureCard(View):
         return panel("card", title, f"{spec['subject']} · {spec['kind']}", top, *content, error=self.error)
 
     def _measure(self) -> tuple[Profile, LogitEffects]:
-        feature = self._feature
-        read = readings(feature.bench, corpus_of(feature.bench, self._documents))
+        feature, subject = self._feature, self._feature.bench.subject
+        read = readings(subject, corpus_of(subject, self._documents))
         found = profile(read, feature.dictionary, feature.index, **self._options)
-        return found, logit_effects(feature.bench.subject, feature.dictionary, feature.index)
+        return found, logit_effects(subject, feature.dictionary, feature.index)
 
     def _drawn(self, found: Profile, effects: LogitEffects) -> None:
         offset = itertools.accumulate((len(e.tokens) for e in (*found.top, *found.random)), initial=0)

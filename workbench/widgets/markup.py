@@ -91,7 +91,7 @@ def page(title: str, style: str, body: Markup) -> str:
     )
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | int | None, digits: int = 3) -> str:
     """Write a number for people: three significant digits, a true minus sign; a missing one is a dash."""
     if value is None or not math.isfinite(value):
         return "–"
@@ -103,7 +103,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return (f"{float(shown):.0f}" if "e" in shown else shown).replace("-", "−")
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | int | None) -> str:
     """Write a share as a percentage that does not round to a false 0 or 100."""
     if value is None or not math.isfinite(value):
         return "–"
@@ -114,7 +114,7 @@ def percent(value: float | None) -> str:
     return f"{value * 100:.{1 if value < 0.1 else 0}f}%"
 
 
-def level(value: float, largest: float) -> int:
+def level(value: float | int, largest: float | int) -> int:
     """Give the strength of a value among its peers in ten steps; 0 is none."""
     if not largest > 0 or not math.isfinite(value) or value == 0:
         return 0
@@ -123,9 +123,9 @@ def level(value: float, largest: float) -> int:
 
 def tokens(
     pieces: Sequence[str],
-    values: Sequence[float] = (),
+    values: Sequence[float | int] = (),
     *,
-    largest: float | None = None,
+    largest: float | int | None = None,
     special: Sequence[bool] = (),
     selected: int = -1,
     small: bool = False,
@@ -147,7 +147,7 @@ def tokens(
     return element("div", {"class": "wb-tokens wb-small" if small else "wb-tokens"}, join(spans))
 
 
-def bar(share: float, kind: str = "") -> Markup:
+def bar(share: float | int, kind: str = "") -> Markup:
     """Give a horizontal bar whose length is a share of its track."""
     width = 100 * min(1.0, max(0.0, share if math.isfinite(share) else 0.0))
     box = {"class": f"wb-bar {kind}".strip(), "viewBox": "0 0 100 8", "preserveAspectRatio": "none"}

@@ -68,7 +68,7 @@ class SteeringBench(View):
         self._bench, self._given = bench, what if isinstance(what, Edits) else None
         self._lock, self._maxima = threading.RLock(), {}
         self._base: tuple[object, Side] | None = None
-        self._settled = threading.Event()
+        self._settled, self._newest = threading.Event(), 0
         self._rows = self._first_rows(what, op, value, positions)
         chosen = _DEFAULT_PROMPT if prompt is None else prompt
         bench.subject.encode(chosen)
@@ -130,12 +130,12 @@ class SteeringBench(View):
         self._settled.clear()
         self._fail(None)
         self._say("computing", "waiting for the model")
+        self._newest = number = self._newest + 1
         future = self._bench.worker.submit(self._work, key=(self.model_id, "run"))
-        future.add_done_callback(self._ended)
-        self._future = future
+        future.add_done_callback(lambda done: self._ended(done, number))
         return self
 
-    def wait(self, seconds: float | None = None) -> "SteeringBench":
+    def wait(self, seconds: float | int | None = None) -> "SteeringBench":
         """Wait until the newest request is answered, cancelled or failed."""
         self._settled.wait(seconds)
         return self
@@ -244,8 +244,8 @@ class SteeringBench(View):
         for row in wanted:
             self._tell("reading the corpus for the slider's range", cancel)
             feature = self._bench.feature(row.dictionary, row.index)
-            corpus = corpus_of(self._bench)
-            most = largest(readings(self._bench, corpus), feature.dictionary, feature.index)
+            corpus = corpus_of(self._bench.subject)
+            most = largest(readings(self._bench.subject, corpus), feature.dictionary, feature.index)
             with self._lock:
                 self._maxima[row.key] = (most, corpus.name)
         with self._lock:
@@ -258,8 +258,8 @@ class SteeringBench(View):
         cancel.check()
         self.set_trait("stage", stage)
 
-    def _ended(self, future: Future) -> None:
-        if future is not getattr(self, "_future", future):
+    def _ended(self, future: Future, number: int) -> None:
+        if number != self._newest:  # replaced: the newer request tells how it went
             return
         try:
             future.result()

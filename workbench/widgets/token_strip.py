@@ -49,7 +49,7 @@ class TokenStrip(View):
             self.show(bench.selected)
 
     @classmethod
-    def of(cls, pieces: Sequence[str], values: Sequence[float] = ()) -> "TokenStrip":
+    def of(cls, pieces: Sequence[str], values: Sequence[float | int] = ()) -> "TokenStrip":
         """Show tokens and values from anywhere, without a bench.
 
         Raises:
@@ -123,7 +123,7 @@ class TokenStrip(View):
         )
         if self.spec["label"]:
             note = Markup(note + element("span", {"class": "wb-hypothesis"}, visible(self.spec["label"])))
-        values = np.frombuffer(self.values, dtype="<f4")
+        values = np.frombuffer(self.values, dtype="<f4").tolist()
         strip = tokens(self.tokens, values, special=self.special, selected=self.spec["selected"])
         return panel("strip", "Tokens", note, strip, error=self.error)
 
