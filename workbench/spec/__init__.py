@@ -7,7 +7,12 @@ from workbench.core import lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
+        "Bundle": "bundle",
+        "Outcomes": "outcomes",
+        "Verification": "verify",
         "documents": "documents:",
-        "strict": "strict:",
+        "read_bundle": "bundle",
+        "summary_text": "summary",
+        "write_bundle": "bundle",
     },
 )

@@ -1,0 +1,122 @@
+"""What an edit does, in one sentence and one formula, made from its document and from nothing an author wrote.
+
+A label is a hypothesis and could lie, so it never appears here: features go by dictionary and index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workbench.spec.documents.edit import (
+    ON_PROJECTION,
+    DirectionTargetDocument,
+    EditDocument,
+    FeatureTargetDocument,
+    GateDocument,
+    PositionsDocument,
+)
+
+Target = FeatureTargetDocument | DirectionTargetDocument
+
+_VERBS = {
+    "add": "{value} is added to {what}",
+    "set": "{what} is set to {value}",
+    "set_if_active": "{what} is set to {value} where it is active",
+    "scale": "{what} is multiplied by {value}",
+    "cap": "{what} is kept at or below {value}",
+    "floor": "{what} is kept at or above {value}",
+    "zero_ablate": "{what} is set to 0",
+    "mean_ablate": "{what} is set to its mean {value}",
+    "project_out": "{what} is removed",
+    "projection_cap": "{what} is kept at or below {value}",
+}
+_CHANGES = {
+    "add": "({value})",
+    "set": "({value} − {a})",
+    "set_if_active": "({value} − {a})·[{a} > 0]",
+    "scale": "({value} − 1)·{a}",
+    "cap": "(min({a}, {value}) − {a})",
+    "floor": "(max({a}, {value}) − {a})",
+    "zero_ablate": "(0 − {a})",
+    "mean_ablate": "({value} − {a})",
+    "project_out": "(0 − {a})",
+    "projection_cap": "(min({a}, {value}) − {a})",
+}
+_WHERE = {
+    "all": "every token",
+    "prompt": "every prompt token",
+    "generated": "every generated token",
+    "last": "the last prompt token",
+}
+
+
+def sentence(edits: Sequence[EditDocument]) -> str:
+    """Give one plain sentence of what changes in the forward pass."""
+    if not edits:
+        return "Nothing is changed."
+    text = "; ".join(_sentence(edit) for edit in edits)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def formula(edits: Sequence[EditDocument]) -> str:
+    """Give the change as a formula per site: x is the stream there before any edit, a[…] an activation."""
+    if not edits:
+        return "x ← x"
+    by_site: dict[str, list[str]] = {}
+    for edit in edits:
+        by_site.setdefault(edit.site, []).append(_change(edit))
+    return "; ".join(f"{site} ← x + {' + '.join(changes)}" for site, changes in by_site.items())
+
+
+def target_name(target: Target) -> str:
+    """Name a target without its label."""
+    return f"feature {target.index} of {target.dictionary}" if target.kind == "feature" else target.name
+
+
+def _sentence(edit: EditDocument) -> str:
+    value = "" if edit.value is None else f"{edit.value:g}"
+    score = "projection on" if _projects(edit) else "activation of"
+    verb = _VERBS[edit.op].format(value=value, what=f"the {score} {target_name(edit.target)}")
+    if edit.op == "add" and edit.target.kind == "direction":
+        verb = f"{value} × {edit.target.name} is added"
+    text = f"at {edit.site}, {verb}, on {_positions(edit.positions)}"
+    if edit.gate is not None:
+        text += f", {_gate(edit.gate)}"
+    if edit.max_ratio is not None:
+        text += f", changing it by at most {edit.max_ratio:g} of its norm"
+    return text
+
+
+def _change(edit: EditDocument) -> str:
+    target, value = edit.target, "" if edit.value is None else f"{edit.value:g}"
+    symbol = f"{target.dictionary}:{target.index}" if target.kind == "feature" else target.name
+    if edit.op == "add" and target.kind == "direction":
+        return f"({value})·{symbol}"
+    a, row = f"a[{symbol}]", f"W_dec[{symbol}]"
+    if _projects(edit):
+        a, row = f"⟨x, {symbol}̂⟩", f"{symbol}̂"
+    scaled = "s(x)·" if target.kind == "feature" and target.scaling != "none" and not _projects(edit) else ""
+    return f"{scaled}{_CHANGES[edit.op].format(value=value, a=a)}·{row}"
+
+
+def _projects(edit: EditDocument) -> bool:
+    return edit.target.kind == "direction" or edit.op in ON_PROJECTION
+
+
+def _positions(positions: PositionsDocument) -> str:
+    several = len(positions.explicit) > 1
+    listed = f"token{'s' if several else ''} {', '.join(map(str, positions.explicit))}"
+    words = _WHERE.get(positions.where, listed)
+    if not positions.exclude_special:
+        return words
+    single = positions.where == "last" or len(positions.explicit) == 1
+    return words + (" unless it is special" if single else " except special ones")
+
+
+def _gate(gate: GateDocument) -> str:
+    target = gate.target
+    if target.kind == "feature":
+        score = f"the activation of {target_name(target)}"
+    else:
+        score = f"the projection on {target.name!r} at {target.site}"
+    return f"where {score} is {'above' if gate.above else 'below'} {gate.threshold:g}"
