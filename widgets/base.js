@@ -4,7 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const REFUSED = new Set(["srcdoc", "href", "src", "action", "formaction", "style"]);
 const HIDDEN =
-  /[\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}]/gu;
+  /[\p{C}\p{Zl}\p{Zp}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\u{e0100}-\u{e01ef}]/gu;
 const KNOWN = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
 
 /** Model text as it is shown: control, zero-width, bidi and tag characters become visible marks. */

@@ -11,11 +11,10 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
-)
-_KNOWN = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+from workbench.core import text as core_text
+
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Fillers and variation selectors: drawn as nothing, though their category is that of letters and marks."""
 _TAGS = {"article", "b", "br", "caption", "code", "div", "figcaption", "figure", "header", "p"}
 _TAGS |= {
     "pre",
@@ -43,8 +42,10 @@ class Markup(str):
 
 
 def visible(text: str) -> str:
-    """Show control, zero-width, bidirectional and tag characters as marks: `⏎`, `⟨U+202E⟩`."""
-    return HIDDEN.sub(lambda match: _KNOWN.get(match[0]) or f"⟨U+{ord(match[0]):04X}⟩", text)
+    """Show control, zero-width, bidirectional, tag and filler characters as marks: `⏎`, `⟨U+202E⟩`."""
+    for character, mark in (("\n", "⏎"), ("\t", "⇥"), ("\r", "␍")):
+        text = text.replace(character, mark)
+    return _BLANK.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", core_text.visible(text))
 
 
 def element(tag: str, attributes: dict[str, object] | None = None, *children: object) -> Markup:
