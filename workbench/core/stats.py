@@ -44,7 +44,7 @@ class Interval:
     level: float = 0.95
 
 
-def auroc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+def auroc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray | np.floating:
     """Give the area under the ROC curve, ties counted half.
 
     Args:
