@@ -26,7 +26,7 @@ from workbench.core.worker import Worker
 from workbench.features.axes import Axis, organism_axes
 from workbench.features.ranking import Ranking, rank
 from workbench.interventions.edits import Edits
-from workbench.interventions.runtime import generate
+from workbench.interventions.generation import generate
 from workbench.journal import Journal
 from workbench.models.dictionary import Dictionary
 from workbench.models.pretrained import open_dictionaries, open_subject

@@ -11,7 +11,7 @@ Example:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +22,17 @@ from workbench.features.card import LogitEffects, Profile, logit_effects, profil
 from workbench.interventions.edits import FeatureTarget
 from workbench.models.dictionary import Dictionary
 
-if TYPE_CHECKING:
-    from workbench.bench.bench import Bench
-
 
 class Feature:
     """A feature of a dictionary on the bench.
 
     Attributes:
+        bench: The bench it lies on.
         dictionary: The SAE or transcoder it belongs to.
         index: Its row, from 0.
     """
 
-    def __init__(self, bench: "Bench", dictionary: Dictionary, index: int):
+    def __init__(self, bench: Any, dictionary: Dictionary, index: int):
         if not 0 <= index < dictionary.d_dict:
             raise DictionaryError(
                 f"no feature {index}: {dictionary.id} has features 0 to {dictionary.d_dict - 1}",
