@@ -46,6 +46,7 @@ from workbench.interventions.targets import (
     DirectionTarget,
     FeatureTarget,
     Gate,
+    Number,
     as_target,
     check_number,
     depth,
@@ -63,7 +64,7 @@ class Edit:
     """One change of one target.
 
     Attributes:
-        op: The operation.
+        op: The operation, one of `operations.Op`.
         target: A feature or a direction.
         value: In the units of the target's activation; `scale`: a factor; absent for `zero_ablate`, `project_out`.
         positions: Tokens it applies to.
@@ -75,12 +76,12 @@ class Edit:
             positive; a decoder row of norm 0 to project on; a gate that is read too late.
     """
 
-    op: Op
+    op: str
     target: FeatureTarget | DirectionTarget
-    value: float | int | None = None
+    value: Number | None = None
     positions: Positions = ALL
     gate: Gate | None = None
-    max_ratio: float | int | None = None
+    max_ratio: Number | None = None
 
     def __post_init__(self):
         if self.op not in get_args(Op):
@@ -299,37 +300,37 @@ def _check_pair(one: Edit, other: Edit) -> None:
     )
 
 
-def _edit(op: Op, target: object, value: float | int | None, positions: object, gate: Gate | None, ratio: object):
+def _edit(op: str, target: object, value: Number | None, positions: object, gate: Gate | None, ratio: object):
     chosen = Positions.of(positions)  # type: ignore[arg-type]
     return Edits((Edit(op, as_target(target), value, chosen, gate, ratio),))  # type: ignore[arg-type]
 
 
-def add(target: object, value: float | int, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
+def add(target: object, value: Number, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
     """Add to a feature's activation, or value × its vector to a direction's site; arguments as in `Edit`."""
     return _edit("add", target, value, positions, gate, max_ratio)
 
 
-def set(target: object, value: float | int, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
+def set(target: object, value: Number, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
     """Set the activation to a value, whether it was active or not."""
     return _edit("set", target, value, positions, gate, max_ratio)
 
 
-def set_if_active(target: object, value: float | int, *, positions="all", gate=None, max_ratio=None) -> Edits:
+def set_if_active(target: object, value: Number, *, positions="all", gate=None, max_ratio=None) -> Edits:
     """Set the activation to a value where it is above 0."""
     return _edit("set_if_active", target, value, positions, gate, max_ratio)
 
 
-def scale(target: object, value: float | int, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
+def scale(target: object, value: Number, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
     """Multiply the activation by a factor."""
     return _edit("scale", target, value, positions, gate, max_ratio)
 
 
-def cap(target: object, value: float | int, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
+def cap(target: object, value: Number, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
     """Keep the activation at or below a value."""
     return _edit("cap", target, value, positions, gate, max_ratio)
 
 
-def floor(target: object, value: float | int, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
+def floor(target: object, value: Number, *, positions="all", gate: Gate | None = None, max_ratio=None) -> Edits:
     """Keep the activation at or above a value."""
     return _edit("floor", target, value, positions, gate, max_ratio)
 
@@ -339,7 +340,7 @@ def zero_ablate(target: object, *, positions="all", gate: Gate | None = None, ma
     return _edit("zero_ablate", target, None, positions, gate, max_ratio)
 
 
-def mean_ablate(target: object, value: float | int, *, positions="all", gate=None, max_ratio=None) -> Edits:
+def mean_ablate(target: object, value: Number, *, positions="all", gate=None, max_ratio=None) -> Edits:
     """Set the activation to its mean on a corpus that the caller measured."""
     return _edit("mean_ablate", target, value, positions, gate, max_ratio)
 
@@ -349,6 +350,6 @@ def project_out(target: object, *, positions="all", gate: Gate | None = None, ma
     return _edit("project_out", target, None, positions, gate, max_ratio)
 
 
-def projection_cap(target: object, value: float | int, *, positions="all", gate=None, max_ratio=None) -> Edits:
+def projection_cap(target: object, value: Number, *, positions="all", gate=None, max_ratio=None) -> Edits:
     """Keep the stream's projection on a direction, or on a feature's decoder row, at or below a value."""
     return _edit("projection_cap", target, value, positions, gate, max_ratio)

@@ -39,7 +39,7 @@ class Positions:
         EditError: An unknown choice, or explicit positions that are absent, negative, repeated or not wanted.
     """
 
-    where: Where = "all"
+    where: str = "all"
     explicit: tuple[int, ...] = ()
     exclude_special: bool = True
 
@@ -66,7 +66,7 @@ class Positions:
             return cls(what.where, what.explicit, keep)
         keep = True if exclude_special is None else exclude_special
         if isinstance(what, str):
-            return cls(what, (), keep)  # type: ignore[arg-type]
+            return cls(what, (), keep)
         return cls("explicit", tuple(int(one) for one in what), keep)
 
     def overlaps(self, other: "Positions") -> bool:
