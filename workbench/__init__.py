@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from workbench.core import lazy as _lazy
 
-__version__ = "0.1.0"
-
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     {
         "Axis": "features.axes",
+        "VERSION": "core.version",
         "apply": "consumer.apply",
         "edits": "interventions.edits:",
         "remeasure": "consumer.remeasure",
@@ -34,7 +33,7 @@ def open(source="organism", **options):
         source: `organism`, a Hugging Face directory, or a hub repository.
         **options: See `workbench.bench.bench.open_bench`: `sae`, `project`, `revision`, `device`, `dtype`.
     """
-    import workbench.widgets.views  # registers the widgets with the bench
+    import workbench.widgets.views  # noqa: F401 - registers the widgets with the bench
     from workbench.bench.bench import open_bench
 
     return open_bench(source, **options)

@@ -29,11 +29,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench import __version__
 from workbench.core.canonical import digest
 from workbench.core.errors import InputError
 from workbench.core.files import write_atomic
 from workbench.core.progress import CancelToken, Progress
+from workbench.core.version import VERSION
 from workbench.features.aggregate import Aggregate, Layout, Ranked
 from workbench.features.atlas import Atlas, Origin, write_atlas
 from workbench.features.capture import reading
@@ -155,7 +155,7 @@ def harvest(
             dictionaries[name].digest,
             corpus,
             corpus_digest,
-            f"sae-workbench {__version__}",
+            f"sae-workbench {VERSION}",
         )
         atlases[name] = write_atlas(root / name, origin, total, tokens, offsets)
     checkpoints.remove()
