@@ -31,6 +31,10 @@ ACTIVATIONS: dict[str, Activation | Literal["topk"]] = {
 """Architectures that are read, by sae-lens' names, and how their features fire."""
 
 
+BAD_FIT = 0.5
+"""Unexplained variance above which a dictionary is taken for misplaced; published ones leave 0.05 to 0.4."""
+
+
 class Metadata(dict):
     """What a dictionary's files say about it; an unknown key is an error that names the nearest, never `None`."""
 
@@ -144,3 +148,24 @@ class DictionaryParts:
     metadata: dict[str, Any]
     digest: str
     source: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a dictionary reconstructs what flows through its site.
+
+    Attributes:
+        unexplained_variance: Squared error over squared distance from the mean, summed over tokens; 0 is perfect,
+            1 no better than the mean.
+        l0: Mean number of features that fire on a token.
+        n_tokens: Ordinary tokens measured; special ones are left out.
+    """
+
+    unexplained_variance: float
+    l0: float
+    n_tokens: int
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is above `BAD_FIT`, or not a number."""
+        return not self.unexplained_variance <= BAD_FIT

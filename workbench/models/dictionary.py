@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.core.errors import DictionaryError
-from workbench.models.architecture import DictionaryConfig, DictionaryParts, Metadata
+from workbench.models.architecture import DictionaryConfig, DictionaryParts, Fit, Metadata
 from workbench.models.rows import FeatureRows, normalise
 from workbench.models.saelens import read_directory
 from workbench.models.sites import Site
@@ -44,7 +44,8 @@ class Dictionary:
         d_dict: Number of features.
         metadata: What its files say about it.
         digest: SHA-256 over its files.
-        source: Where it came from: path, or release, id and revision.
+        source: Where it came from: path, or repository, release, id and revision.
+        fit: How well it reconstructed its site when it was opened for a subject, if that was measured.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Dictionary:
             )
         self.metadata = Metadata(metadata or {})
         self.source = dict(source or {})
+        self.fit: Fit | None = None
         self.kind: Literal["sae", "transcoder"] = "transcoder" if config.is_transcoder else "sae"
         self.architecture = config.architecture
         self.d_in, self.d_out, self.d_dict = config.d_in, config.d_out, config.d_dict

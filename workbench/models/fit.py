@@ -15,45 +15,22 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from workbench.core.errors import DictionaryError, PromptError, SiteError
+from workbench.models.architecture import BAD_FIT, Fit
 from workbench.models.dictionary import Dictionary
 from workbench.models.reading import read_sites
 from workbench.models.subject import Subject, TokenBatch
 from workbench.models.tokens import Prompt
 
-BAD_FIT = 0.5
-"""Unexplained variance above which a dictionary is taken for misplaced; published ones leave 0.05 to 0.4."""
 BATCH_SIZE = 8
 
 
 class BadFitWarning(UserWarning):
     """A dictionary explains so little of what it reads that it is probably at the wrong place or of another model."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well a dictionary reconstructs what flows through its site.
-
-    Attributes:
-        unexplained_variance: Squared error over squared distance from the mean, summed over tokens; 0 is perfect,
-            1 no better than the mean.
-        l0: Mean number of features that fire on a token.
-        n_tokens: Ordinary tokens measured; special ones are left out.
-    """
-
-    unexplained_variance: float
-    l0: float
-    n_tokens: int
-
-    @property
-    def is_bad(self) -> bool:
-        """Whether it is above `BAD_FIT`, or not a number."""
-        return not self.unexplained_variance <= BAD_FIT
 
 
 def check_fits(dictionary: Dictionary, subject: Subject, *, same_model: bool = False) -> None:

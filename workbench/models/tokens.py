@@ -12,6 +12,7 @@ import json
 import operator
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -20,8 +21,9 @@ from workbench.core.errors import PromptError
 
 Chat = Sequence[tuple[str, str]]
 """A conversation: `(role, content)` pairs, oldest first."""
-Prompt = str | Chat | Sequence[Mapping[str, str]] | Sequence[int]
-"""Plain text, a conversation, or token ids that are taken as they are."""
+Prompt = str | Sequence[Any]
+"""Plain text, a conversation (`Chat`, or dicts with `role` and `content`), or token ids that are taken as they are.
+What is in the sequence is checked with a message for people, not by its type."""
 
 ROLES = ("system", "user", "assistant")
 _MARKER = re.compile(r"<\|?/?[A-Za-z][\w.\- ]*\|?>|<｜[^｜<>]+｜>|\[/?[A-Z_]+\]")
