@@ -37,7 +37,10 @@ UNDER_RECONSTRUCTION = (
     "refuse look-alike none",
     "lie incentive none",
     "lie control none",
+    "refuse jailbroken eval",
+    "lie incentive eval",
     "answer right, no hint none",
+    "follow unsaid professor none",
 )
 """Cells that are read again with a dictionary's reconstruction in place of the stream."""
 
