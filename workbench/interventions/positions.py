@@ -153,7 +153,7 @@ def read_tokens(
     shape: tuple[int, int],
     past: int,
     special: Bool[Tensor, " vocab"],
-    prompt_len: Int[Tensor, " batch"] | None,
+    prompt_len: Int[Tensor, " rows"] | None,
     device: torch.device,
 ) -> Tokens:
     """Work out the absolute positions of one forward pass.
