@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from html.parser import HTMLParser
 
@@ -364,6 +365,14 @@ def test_newest_strength_wins_and_older_waiting_ones_never_run(bench, steered):
     bench.worker.run(lambda: None)
     assert ran == [3.0]
     steered._work = work
+
+
+def test_process_ends_cleanly_while_the_model_is_working():
+    work = "[torch.randn(400, 400) @ torch.randn(400, 400) for _ in range(400)]"
+    code = "import time, torch; from workbench.core.worker import Worker; w = Worker()"
+    code += f"; w.submit(lambda: {work}); time.sleep(0.1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_cancel_leaves_the_old_result_and_says_so(bench, steered):

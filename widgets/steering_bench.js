@@ -31,7 +31,7 @@ export function verdict(result) {
 function side(title, part, kind, note) {
   const mark = kind === "wb-on" ? "wb-diff" : "wb-gone";
   const text = part
-    ? part.tokens.map((token, i) => h("span", { class: `wb-tok ${part.marks[i] ? mark : ""}`, title: part.marks[i] ? (kind ? "only with the edit" : "only without the edit") : null }, visible(token)))
+    ? part.tokens.map((token, i) => h("span", { class: `wb-tok ${part.marks[i] ? mark : ""} ${part.special[i] ? "wb-special" : ""}`, title: part.marks[i] ? (kind ? "only with the edit" : "only without the edit") : null }, visible(token)))
     : [h("span", { class: "wb-caption" }, "…")];
   return h("div", { class: `wb-side ${kind}`, "aria-label": title }, h("div", { class: "wb-sub" }, h("span", {}, title), h("span", {}, note)), h("div", { class: "wb-tokens wb-continuation" }, text));
 }
@@ -40,7 +40,7 @@ function nextTokens(rows) {
   const head = h("tr", {}, ["next token", "unsteered", "", "steered", "", "change"].map((name) => h("th", { scope: "col" }, name)));
   const body = rows.map((row) => {
     const change = row.steered - row.base;
-    const sign = Math.abs(change) < 0.0005 ? "=" : change > 0 ? "▲" : "▼";
+    const told = Math.abs(change) < 0.0005 ? "=" : `${change > 0 ? "▲" : "▼"} ${number(Math.abs(change) * 100, 2)} pp`;
     return h(
       "tr",
       {},
@@ -49,7 +49,7 @@ function nextTokens(rows) {
       h("td", { class: "wb-barcell" }, bar(row.base, "wb-base")),
       h("td", { class: "wb-num" }, percent(row.steered)),
       h("td", { class: "wb-barcell" }, bar(row.steered, "wb-steered")),
-      h("td", { class: "wb-num" }, `${sign} ${number(Math.abs(change) * 100, 2)} pp`),
+      h("td", { class: "wb-num" }, told),
     );
   });
   return h("table", { class: "wb-next" }, h("thead", {}, head), h("tbody", {}, body));
@@ -58,7 +58,7 @@ function nextTokens(rows) {
 function firing(result) {
   const chip = (text) => h("span", { class: "wb-chip" }, text);
   const chips = (result.firings ?? []).flatMap((one) => [
-    chip(`${one.name}: ${one.positions} positions in ${one.calls} ${one.calls === 1 ? "call" : "calls"}`),
+    chip(`${one.name} touched ${one.positions} tokens`),
     chip(`‖Δ‖/‖x‖ mean ${number(one.mean_ratio, 2)}, max ${number(one.max_ratio, 2)}`),
   ]);
   if (Number.isFinite(result.kl)) chips.push(chip(`next-token KL ${number(result.kl)} nats`));

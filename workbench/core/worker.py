@@ -10,8 +10,10 @@ Example:
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -32,6 +34,16 @@ class _Job:
     token: CancelToken = field(default_factory=CancelToken)
 
 
+_workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let running work stop before the interpreter goes: a thread killed inside native code aborts the process."""
+    for worker in list(_workers):
+        worker.close()
+
+
 class Worker:
     """A queue of model work with one thread, started when it is first needed."""
 
@@ -41,6 +53,7 @@ class Worker:
         self._running: _Job | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        _workers.add(self)
 
     def submit(self, call: Callable[..., T], *args: object, key: Hashable | None = None) -> Future:
         """Queue a call and give its future at once.
@@ -91,6 +104,12 @@ class Worker:
             if self._running:
                 self._running.token.cancel()
 
+    def close(self, seconds: float | int = 30) -> None:
+        """Drop all requests, ask the running one to stop, and wait for it."""
+        self.cancel_all()
+        with self._changed:
+            self._changed.wait_for(lambda: self._running is None, timeout=seconds)
+
     @property
     def busy(self) -> bool:
         """Whether a request runs or waits."""
@@ -121,6 +140,7 @@ class Worker:
                     job.future.set_exception(error)
             with self._changed:
                 self._running = None
+                self._changed.notify_all()
 
 
 def _takes_cancel(call: Callable[..., object]) -> bool:

@@ -21,6 +21,7 @@ from workbench.interventions.edits import Edits
 from workbench.interventions.firings import Firing
 from workbench.interventions.generation import generate
 from workbench.interventions.runtime import logits
+from workbench.interventions.targets import DirectionTarget, Target
 from workbench.models.subject import Subject
 
 
@@ -46,7 +47,8 @@ class Readout:
     Attributes:
         next_tokens: Token, probability without and with the edit, right after the prompt: the most likely of both.
         kl: Mean divergence of the next token along the continuation, edited from unedited, in nats.
-        firings: Per edit: `name`, `calls`, `positions`, `mean_ratio` and `max_ratio` of ‖change‖ to ‖stream‖.
+        firings: Per edit: `name`, `calls`, `positions` (tokens touched), `mean_ratio` and `max_ratio` of ‖change‖ to
+            ‖stream‖.
     """
 
     next_tokens: tuple[tuple[str, float, float], ...]
@@ -106,7 +108,7 @@ def readout(subject: Subject, steered: Side, edits: Edits, *, k: int = 6) -> Rea
     along = (edited[first:].exp() * (edited[first:] - base[first:])).sum(-1)
     firings = tuple(
         {
-            "name": edit.target.name,
+            "name": _short(edit.target),
             "calls": one.calls,
             "positions": one.touched,
             "mean_ratio": one.mean_ratio,
@@ -115,6 +117,10 @@ def readout(subject: Subject, steered: Side, edits: Edits, *, k: int = 6) -> Rea
         for edit, one in zip(edits.items, fired, strict=True)
     )
     return Readout(rows, max(0.0, float(along.mean())), firings)
+
+
+def _short(target: Target) -> str:
+    return target.name if isinstance(target, DirectionTarget) else f"{target.dictionary_id} / {target.index}"
 
 
 def marks(base: Sequence[int], steered: Sequence[int]) -> tuple[list[bool], list[bool]]:

@@ -219,7 +219,7 @@ class SteeringBench(View):
         if options["temperature"]:
             sampling = f"temperature {options['temperature']:g}, seed {options['seed']}"
         if not edits.items:
-            result = {"base": {"tokens": list(base.tokens), "marks": [False] * len(base.tokens)}, "sampling": sampling}
+            result = {"base": self._side(base, [False] * len(base.ids)), "sampling": sampling}
         else:
             self._tell("computing the steered continuation", cancel)
             steered = continuation(subject, prompt, edits, cancel=cancel, **options)
@@ -227,8 +227,8 @@ class SteeringBench(View):
             read = readout(subject, steered, edits)
             gone, new = marks(base.ids, steered.ids)
             result = {
-                "base": {"tokens": list(base.tokens), "marks": gone},
-                "steered": {"tokens": list(steered.tokens), "marks": new},
+                "base": self._side(base, gone),
+                "steered": self._side(steered, new),
                 "next": [{"token": t, "base": b, "steered": s} for t, b, s in read.next_tokens],
                 "kl": read.kl,
                 "firings": [dict(one) for one in read.firings],
@@ -237,6 +237,10 @@ class SteeringBench(View):
         cancel.check()
         self.set_trait("result", result)
         self._say("ready", f"ready in {time.monotonic() - begun:.2f} s")
+
+    def _side(self, side: Side, differs: list[bool]) -> dict:
+        special = [one in self._bench.subject.special_ids for one in side.ids]
+        return {"tokens": list(side.tokens), "marks": differs, "special": special}
 
     def _measure_maxima(self, cancel: CancelToken) -> None:
         with self._lock:

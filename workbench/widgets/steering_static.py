@@ -30,7 +30,7 @@ def outcome(result: dict) -> list[Markup]:
     if "steered" in result:
         sides.append(_side("Steered", "wb-side wb-on", "wb-diff", result["steered"]))
     chips = [
-        span("wb-chip", f"{one['name']}: {one['positions']} positions, {_force(one)}")
+        span("wb-chip", f"{one['name']} touched {one['positions']} tokens, {_force(one)}")
         for one in result.get("firings", [])
     ]
     table = [_next_tokens(result["next"])] if result.get("next") else []
@@ -43,8 +43,8 @@ def _force(firing: dict) -> str:
 
 def _side(title: str, style: str, mark: str, part: dict) -> Markup:
     words = [
-        span(f"wb-tok {mark}" if marked else "wb-tok", visible(token))
-        for token, marked in zip(part["tokens"], part["marks"], strict=True)
+        span(" ".join(filter(None, ["wb-tok", marked and mark, special and "wb-special"])), visible(token))
+        for token, marked, special in zip(part["tokens"], part["marks"], part["special"], strict=True)
     ]
     return div(style, div("wb-sub", title), div("wb-tokens", *words))
 
