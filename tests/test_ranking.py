@@ -9,8 +9,9 @@ from trial_kit import make_dictionary, tiny_axis
 from workbench.core.errors import AxisError, InputError, PromptError
 from workbench.core.stats import auroc
 from workbench.features import ranking
-from workbench.features.capture import capture, decision_tokens, reading
+from workbench.features.capture import capture, decision_tokens
 from workbench.features.ranking import pooled_activations, rank
+from workbench.models.reading import reading
 from workbench.models.sites import Site
 
 SITE = Site.parse("resid.1")

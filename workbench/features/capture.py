@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.core.errors import PromptError, SiteError
 from workbench.core.progress import CancelToken, Progress
+from workbench.models.reading import reading
 from workbench.models.sites import Site
 from workbench.models.subject import Subject
 
@@ -94,44 +94,10 @@ def capture_batches(
             missing = [str(site) for site in sites if site not in streams]
             if missing:
                 raise SiteError(f"nothing flowed through {', '.join(missing)}", where=f"subject {subject.name}")
-            yield Captured(rows, batch.mask, batch.ids, dict(streams))
+            found = {site: stream.float() for site, stream in streams.items()}
+            yield Captured(rows, batch.mask, batch.ids, found)
             if bar:
                 bar.advance(len(rows))
-
-
-@contextlib.contextmanager
-def reading(subject: Subject, sites: Sequence[Site]) -> Iterator[dict[Site, Tensor]]:
-    """Collect the float32 stream of each site from the forward passes inside the block; the last pass wins."""
-    streams: dict[Site, Tensor] = {}
-    handles = [_listen(subject, site, streams) for site in dict.fromkeys(sites)]
-    try:
-        yield streams
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _listen(subject: Subject, site: Site, streams: dict[Site, Tensor]) -> Any:
-    path, module = subject.path(site), subject.module(site)
-    if path.head is not None:
-        weight, start = subject.head_weight(site), path.head * subject.d_head
-
-        def before_projection(_: nn.Module, args: tuple) -> None:
-            z = args[0][..., start : start + subject.d_head]
-            streams[site] = (z @ weight).detach().float()
-
-        return module.register_forward_pre_hook(before_projection)
-    if path.side == "input":
-
-        def before(_: nn.Module, args: tuple, options: dict) -> None:
-            streams[site] = (args[0] if args else options["hidden_states"]).detach().float()
-
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-
-    def after(_: nn.Module, args: tuple, output: Any) -> None:
-        streams[site] = (output[0] if isinstance(output, tuple) else output).detach().float()
-
-    return module.register_forward_hook(after)
 
 
 def decision_tokens(

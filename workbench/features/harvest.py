@@ -36,8 +36,8 @@ from workbench.core.progress import CancelToken, Progress
 from workbench.core.version import VERSION
 from workbench.features.aggregate import Aggregate, Layout, Ranked
 from workbench.features.atlas import Atlas, Origin, write_atlas
-from workbench.features.capture import reading
 from workbench.models.dictionary import Dictionary
+from workbench.models.reading import reading
 from workbench.models.sites import Site
 from workbench.models.subject import Subject
 

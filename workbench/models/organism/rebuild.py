@@ -49,9 +49,9 @@ def recipes(n_layers: int = 4) -> list[SparseRecipe]:
     """Give the recipe of every dictionary that is shipped."""
     layers = range(n_layers)
     return [
-        *(SparseRecipe(f"resid.{layer}", d_dict=2048, k=32, steps=1200) for layer in layers),
-        *(SparseRecipe(f"attn.{layer}", d_dict=1024, k=20, steps=800) for layer in layers),
-        *(SparseRecipe(f"mlp.{layer}", d_dict=1024, k=20, steps=800) for layer in layers),
+        *(SparseRecipe(f"resid.{layer}", d_dict=2048, k=32, steps=2600) for layer in layers),
+        *(SparseRecipe(f"attn.{layer}", d_dict=1024, k=20, steps=1200) for layer in layers),
+        *(SparseRecipe(f"mlp.{layer}", d_dict=1024, k=20, steps=1200) for layer in layers),
     ]
 
 
