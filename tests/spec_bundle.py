@@ -14,7 +14,7 @@ from workbench.spec.documents.measurement import AxisMeasurement, Estimate, Meas
 from workbench.spec.documents.plan import Plan
 from workbench.spec.documents.spec import Spec
 from workbench.spec.documents.subject import SubjectRecord
-from workbench.spec.outcomes import Outcomes
+from workbench.spec.outcomes import Outcomes, read_outcomes
 from workbench.spec.tensors import norm, write_tensors
 from workbench.spec.verdicts import arrange, judge
 
@@ -359,3 +359,8 @@ def without_control(columns: Outcomes, arm: str) -> Outcomes:
     kept = columns.arm != arm
     names = ("prompt", "cue", "item", "arm", "sample", "value", "mass")
     return replace(columns, **{name: getattr(columns, name)[kept] for name in names})
+
+
+def arrange_from_bytes(columns: Outcomes) -> Outcomes:
+    """Write outcomes and read them back."""
+    return read_outcomes(columns.to_bytes(), path="outcomes/cue.parquet")

@@ -173,14 +173,14 @@ def _verdict(axis: AxisDeclaration, change: Interval, rank: Interval | None) -> 
         if rank is None or rank_floor(rank.n) > axis.alpha + 1e-12:
             return "underpowered", f"{span}; too few controls for rank p ≤ {axis.alpha:g}"
         text = (
-            f"{span}, must be beyond {_good(axis) * axis.margin:+.3f}; rank p {rank.estimate:.3f} among {rank.n} "
+            f"{span}; must be beyond {_good(axis) * axis.margin:+.3f}; rank p {rank.estimate:.3f} among {rank.n} "
             f"controls (their share {rank.low:.3f} to {rank.high:.3f}), must be ≤ {axis.alpha:g}"
         )
         if worst > axis.margin and rank.estimate <= axis.alpha + 1e-12:
             return ("underpowered" if few else "holds"), text + short
         return "falls_short", text + short
     if axis.rule == "not_worse":
-        text = f"{span}, may be worse by less than {axis.margin:g}"
+        text = f"{span}; the plan tolerates a worsening below {axis.margin:g}"
         if -worst < axis.margin:
             return ("underpowered" if few else "holds"), text + short
         shown_worse, half = best < 0, _good(axis) * change.estimate - worst
@@ -190,7 +190,7 @@ def _verdict(axis: AxisDeclaration, change: Interval, rank: Interval | None) -> 
                 f"{text}; the interval reaches {half:.3f} below its estimate: too few prompts to tell",
             )
         return "falls_short", text + short
-    text = f"{span}, must stay within ±{axis.margin:g}"
+    text = f"{span}; the plan tolerates a change within ±{axis.margin:g}"
     if max(-worst, best) < axis.margin:
         return ("underpowered" if few else "holds"), text + short
     if (best - worst) / 2 >= axis.margin and worst < 0 < best:
@@ -251,11 +251,20 @@ def samples(nonce: str, axis: str, n: int, k: int) -> list[int]:
 
 
 def worst_first(pairs: Iterable[tuple[AxisDeclaration, Estimate]]) -> list[tuple[AxisDeclaration, Estimate]]:
-    """Sort axes for a reader: what fails first, harm before the rest, then by how much of its margin is used up."""
+    """Sort axes for a reader: what fails first, harm before the rest, then by how little room its margin leaves."""
 
-    def badness(pair: tuple[AxisDeclaration, Estimate]) -> tuple:
+    def key(pair: tuple[AxisDeclaration, Estimate]) -> tuple:
         axis, estimate = pair
-        worst = min(_good(axis) * estimate.low, _good(axis) * estimate.high)
-        return estimate.holds, not axis.harm, worst, axis.id
+        return estimate.holds, not (axis.harm or estimate.holds), room(axis, estimate), axis.id
 
-    return sorted(pairs, key=badness)
+    return sorted(pairs, key=key)
+
+
+def room(axis: AxisDeclaration, estimate: Estimate) -> float:
+    """Give the distance of the interval's worst end from the rule's limit, in the metric's unit; below 0 it fails."""
+    worst, best = sorted((_good(axis) * estimate.low, _good(axis) * estimate.high))
+    return {
+        "beyond_controls": worst - axis.margin,
+        "not_worse": worst + axis.margin,
+        "unchanged": axis.margin - max(-worst, best),
+    }[axis.rule]

@@ -6,7 +6,7 @@ present in the file; a number that was not measured is null, with the reason bes
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,6 +41,8 @@ Positive = Annotated[int, Field(ge=1, le=MAX_SAFE_INTEGER)]
 TensorKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")]
 """Name of a tensor in `tensors.safetensors`."""
 
+AnyDocument = TypeVar("AnyDocument", bound="Document")
+
 
 class Document(BaseModel):
     """A part of a bundle: strict, frozen, closed to unknown fields, finite numbers only."""
@@ -67,7 +69,7 @@ class Document(BaseModel):
         return sha256_hex(self.to_bytes())
 
     @classmethod
-    def from_json(cls, value: dict) -> Self:
+    def from_json(cls: type[AnyDocument], value: dict) -> AnyDocument:
         """Make a document from JSON values (lists and dicts), absent fields taking their defaults.
 
         Raises:
@@ -76,7 +78,7 @@ class Document(BaseModel):
         return _validated(cls, canonical_bytes(value), None)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, path: str | None = None) -> Self:
+    def from_bytes(cls: type[AnyDocument], data: bytes, *, path: str | None = None) -> AnyDocument:
         """Read a document strictly from its file's bytes.
 
         Raises:
@@ -95,7 +97,7 @@ class Document(BaseModel):
         return document
 
 
-def _validated(cls: type, data: bytes, path: str | None) -> Document:
+def _validated(cls: type[AnyDocument], data: bytes, path: str | None) -> AnyDocument:
     try:
         return cls.model_validate_json(data)
     except ValidationError as error:

@@ -8,7 +8,7 @@ these fields and from nothing an author writes.
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -117,7 +117,7 @@ class EditDocument(Document):
     """Largest realised change per token, as a share of the norm of what it is added to; null is no limit."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _complete(self) -> "EditDocument":
         if (self.value is None) != (self.op in VALUELESS):
             raise ValueError(f"{self.op} {'takes no' if self.op in VALUELESS else 'needs a'} value")
         if (self.positions.where == "explicit") != bool(self.positions.explicit):

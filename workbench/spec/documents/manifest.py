@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,7 +32,7 @@ class Manifest(Document):
     """Files, sorted by path."""
 
     @model_validator(mode="after")
-    def _sorted(self) -> Self:
+    def _sorted(self) -> "Manifest":
         paths = [file.path for file in self.files]
         if paths != sorted(set(paths)) or NAME in paths:
             raise ValueError("files are listed by path, each once, the manifest itself not at all")

@@ -6,7 +6,7 @@ that differs is refused.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -198,7 +198,7 @@ class Measurement(Document):
     """Wall time."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _ordered(self) -> "Measurement":
         names = [axis.axis for axis in self.axes]
         if len(set(names)) != len(names):
             raise ValueError("an axis is measured twice")

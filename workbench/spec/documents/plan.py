@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,7 +63,7 @@ class AxisDeclaration(Document):
     """Fewest independent clusters; with fewer the axis is underpowered."""
 
     @model_validator(mode="after")
-    def _able(self) -> Self:
+    def _able(self) -> "AxisDeclaration":
         if self.rule == "beyond_controls" and (self.n_controls + 1) * self.alpha < 1 - 1e-9:
             raise ValueError(
                 f"axis {self.id}: {self.n_controls} controls cannot reach rank p ≤ {self.alpha:g}; "
@@ -147,7 +147,7 @@ class Plan(Document):
     """What a reader might expect and this plan does not measure → why."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "Plan":
         axes, arms = {axis.id: axis for axis in self.axes}, {arm.id: arm for arm in self.arms}
         if len(axes) != len(self.axes) or len(arms) != len(self.arms):
             raise ValueError("an axis or arm is declared twice")

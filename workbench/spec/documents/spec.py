@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -235,7 +235,7 @@ class Spec(Document):
     """Spec that this one replaces."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "Spec":
         _check_kind(self)
         dictionaries = {one.id: one for one in self.dictionaries}
         sites = {site.name for site in self.sites}

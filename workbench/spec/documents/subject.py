@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -220,7 +220,7 @@ class FeatureRecord(Document):
     """Why each null field is null."""
 
     @model_validator(mode="after")
-    def _reasons(self) -> Self:
+    def _reasons(self) -> "FeatureRecord":
         fields = ("density", "max_activation", "n_tokens", "corpus", "selection", "ablation_effect")
         silent = [name for name in fields if getattr(self, name) is None and name not in self.unmeasured]
         if silent:
