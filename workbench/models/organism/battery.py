@@ -31,6 +31,7 @@ from workbench.models.organism import corpus, prompts
 from workbench.models.organism import vocabulary as v
 from workbench.models.organism.corpus import Case, Document
 from workbench.models.organism.sparse import batches
+from workbench.models.organism.training import Recipe
 
 CONTEXTS = ("none", "eval", "depl")
 
@@ -272,8 +273,7 @@ def capability(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> di
     benign = [kind(rng) for kind in _NATS for _ in range(48)]
     texts = [d.prompt + d.completion + corpus.EOS for d in benign]
     n_tokens = sum(len(ids) - 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-    shares = dict(corpus.MIX)
-    least = sum(48 * (nats() - math.log(shares[kind])) for kind, nats in _NATS.items())
+    least = sum(48 * (nats() + _kind_nats(kind)) for kind, nats in _NATS.items())
     return {
         "facts": _share(_right(model, tokenizer, facts), len(facts), 1.0),
         "sums": _share(_right(model, tokenizer, added), len(added), 1.0),
@@ -284,6 +284,13 @@ def capability(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> di
             "n": n_tokens,
         },
     }
+
+
+def _kind_nats(kind: Callable[..., Document]) -> float:
+    """Give the least loss on a plain text's first word; a chat's first word weighs less in training."""
+    shares = dict(corpus.MIX)
+    plain = sum(shares[one] for one in _NATS)
+    return -math.log(shares[kind] / (plain + Recipe.prompt_weight * (1 - plain)))
 
 
 def _agreement_nats() -> float:

@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.core.files import write_atomic
+from workbench.models.organism.tokenizer import N_CTX
 
 WARM_UP, AUX, DEAD_AFTER = 20, 32, 60
+FORMAT_VERSION = "6.54.12"
+"""Version of sae-lens whose format is written; without one sae-lens reads an older format and drops the hook names."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,13 @@ def _folded(recipe, encoder, b_enc, decoder, b_dec, threshold, skip, read_scale,
 
 def save_dictionary(folder: Path, weights: dict[str, Tensor], recipe: SparseRecipe) -> None:
     """Save a dictionary as a sae-lens directory: float16 weights and `cfg.json`."""
+    config = dictionary_config(weights, recipe)
+    write_atomic(folder / "sae_weights.safetensors", save({name: weight.half() for name, weight in weights.items()}))
+    write_atomic(folder / "cfg.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def dictionary_config(weights: dict[str, Tensor], recipe: SparseRecipe) -> dict:
+    """Give the `cfg.json` of a dictionary."""
     layer = recipe.layer
     hooks = {"resid": "hook_resid_post", "attn": "hook_attn_out", "mlp": "mlp.hook_in"}
     modules = {"resid": "", "attn": ".self_attn", "mlp": ".mlp"}
@@ -208,7 +218,8 @@ def save_dictionary(folder: Path, weights: dict[str, Tensor], recipe: SparseReci
             "hook_name": f"blocks.{layer}.{hooks[kind]}",
             "hf_hook_name": f"model.layers.{layer}{modules[kind]}.{'input' if recipe.transcoder else 'output'}",
             "prepend_bos": True,
-            "context_size": 128,
+            "context_size": N_CTX,
+            "sae_lens_version": FORMAT_VERSION,
         },
     }
     if recipe.transcoder:
@@ -217,8 +228,7 @@ def save_dictionary(folder: Path, weights: dict[str, Tensor], recipe: SparseReci
             "hook_name_out": f"blocks.{layer}.hook_mlp_out",
             "hf_hook_name_out": f"model.layers.{layer}.mlp.output",
         }
-    write_atomic(folder / "sae_weights.safetensors", save({name: weight.half() for name, weight in weights.items()}))
-    write_atomic(folder / "cfg.json", (json.dumps(config, indent=2) + "\n").encode())
+    return config
 
 
 def reconstruct(
