@@ -367,11 +367,21 @@ def test_newest_strength_wins_and_older_waiting_ones_never_run(bench, steered):
     steered._work = work
 
 
+MODEL_AT_WORK = """
+import time, torch
+from workbench.core.worker import Worker
+def work(cancel):
+    while True:
+        torch.randn(300, 300) @ torch.randn(300, 300)
+        cancel.check()
+worker = Worker()
+worker.submit(work)
+time.sleep(0.2)
+"""
+
+
 def test_process_ends_cleanly_while_the_model_is_working():
-    work = "[torch.randn(400, 400) @ torch.randn(400, 400) for _ in range(400)]"
-    code = "import time, torch; from workbench.core.worker import Worker; w = Worker()"
-    code += f"; w.submit(lambda: {work}); time.sleep(0.1)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", MODEL_AT_WORK], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

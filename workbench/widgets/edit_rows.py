@@ -18,7 +18,7 @@ from workbench.interventions.targets import FeatureTarget
 
 VALUED = ("add", "set", "set_if_active", "scale", "cap", "floor")
 OPS = (*VALUED, "zero_ablate")
-POSITIONS = ("all", "prompt", "generated", "last")
+POSITIONS = ("after_first", "all", "prompt", "generated", "last")
 _FACTOR_RANGE = (0.0, 4.0, 0.05)
 
 
@@ -38,7 +38,7 @@ class Row:
 
     op: str
     value: float | int | None
-    positions: str = "all"
+    positions: str = "after_first"
     dictionary: str = ""
     index: int = 0
     item: Edit | None = None
@@ -55,7 +55,7 @@ class Row:
             return replace(self.item, value=self.value)
         value = (0.0 if self.value is None else self.value) if self.op in VALUED else None
         target = bench.feature(self.dictionary, self.index).target
-        return Edit(self.op, target, value, positions=Positions(self.positions))
+        return Edit(self.op, target, value, positions=Positions.of(self.positions))
 
     def changed(self, bench: Bench, changes: Mapping[str, object]) -> "Row":
         """Give the row with some fields changed, as a person or the page asked.
@@ -107,7 +107,7 @@ def row_of(item: Edit, number: int, bench: Bench) -> Row:
     target, positions = item.target, item.positions
     plain = isinstance(target, FeatureTarget) and target.dictionary_id in bench.dictionaries and item.op in OPS
     plain = plain and item.gate is None and item.max_ratio is None
-    if plain and positions.where in POSITIONS and positions.exclude_special:
+    if plain and positions.where in POSITIONS and positions == Positions.of(positions.where):
         return Row(item.op, item.value, positions.where, target.dictionary_id, target.index, number=number)
     return Row(item.op, item.value, item=item, number=number)
 

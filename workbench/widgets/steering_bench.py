@@ -60,7 +60,7 @@ class SteeringBench(View):
         prompt: object = None,
         op: str = "add",
         value: float | int | None = None,
-        positions: str = "all",
+        positions: str = "after_first",
         max_new_tokens: int = 24,
         temperature: float | int = 0.0,
         seed: int = 0,
@@ -103,7 +103,7 @@ class SteeringBench(View):
         """Add an edit of a feature: this one, else the one selected on the bench, else the dictionary's first."""
         chosen = feature or self._bench.selected or self._bench.feature(next(iter(self._bench.dictionaries)), 0)
         with self._lock:
-            self._rows = [*self._rows, Row("add", None, "all", chosen.dictionary.id, chosen.index)]
+            self._rows = [*self._rows, Row("add", None, "after_first", chosen.dictionary.id, chosen.index)]
         self._publish()
         return self.run()
 

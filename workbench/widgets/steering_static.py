@@ -10,7 +10,7 @@ def edit_line(edit: dict, fact: dict) -> Markup:
     """Give one edit in a line: operation, strength, feature, tokens, what its strength stands on."""
     value = "" if edit["value"] is None or edit["op"] not in VALUED else f" {number(edit['value'])}"
     told = f"max activation {number(fact['max'])} on {fact['corpus']}" if fact.get("max") else ""
-    where = span("wb-caption", f"{edit['positions']} tokens")
+    where = span("wb-caption", f"tokens: {edit['positions']}")
     return div(
         "wb-row", span("wb-mono", f"{edit['op']}{value}"), visible(edit["name"]), where, span("wb-caption", told)
     )
