@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from edit_kit import (
@@ -262,13 +263,15 @@ def test_no_edit_is_a_bit_identical_no_op(any_subject):
 def test_cached_generation_equals_recomputing_everything(any_subject, where):
     edit = edits.add(direction(), 2.0, positions=edits.Positions.of(where, exclude_special=False))
     edit += edits.project_out(direction(site="head.2.1", seed=3), positions=where)
+    # longer than Gemma's sliding window
+    prompts = [*PROMPTS, " ".join(PROMPTS * 2)]
     counts = []
     texts = []
     for use_cache in (True, False):
         firings = []
         texts.append(
             generate(
-                any_subject, PROMPTS, edit, max_new_tokens=6, use_cache=use_cache, firings=firings, allow_idle=True
+                any_subject, prompts, edit, max_new_tokens=6, use_cache=use_cache, firings=firings, allow_idle=True
             )
         )
         counts.append(firings)
@@ -323,11 +326,8 @@ def test_bridge_with_the_same_edit_gives_bit_identical_logits(tiny_subject):
     sae = make_dictionary("jumprelu")
     x = stream(subject, subject.batch([ids[0].tolist()]), "resid.1")[0]
     edit = edits.scale(feature(sae, busiest(sae, x, 1)[0]), 3.0) + edits.project_out(direction(site="mlp.2"))
-    special = torch.zeros(subject.n_vocab, dtype=torch.bool)
-    special[list(subject.special_ids)] = True
-    tokens = read_tokens(
-        ids, None, shape=(1, ids.shape[1]), past=0, special=special, prompt_len=None, device=ids.device
-    )
+    special = np.isin(np.arange(subject.n_vocab), list(subject.special_ids))
+    tokens = read_tokens(ids, None, shape=(1, ids.shape[1]), past=0, special=special, prompt_len=None)
     handles = []
     for site in edit.sites:
         delta = SiteDelta([one for one in edit if one.site == site], ids.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -91,6 +92,22 @@ class Reader:
         return found, factors
 
 
+class _Entry(NamedTuple):
+    """What one call leaves to be counted later: a few numbers per token."""
+
+    k: Scores
+    norm: Float[Tensor, "batch pos 1"]
+    scores: Scores | None
+    gates: Float[Tensor, "batch pos n_gates"] | None
+    chosen: Bool[Tensor, "batch pos _"] | None
+
+    def chosen_rows(self, n: int, device: torch.device) -> Bool[Tensor, "tokens n"]:
+        """Give the chosen tokens of each edit, rows one after the other."""
+        if self.chosen is None:
+            return torch.ones(self.norm.numel(), n, dtype=torch.bool, device=device)
+        return self.chosen.expand(*self.chosen.shape[:2], n).flatten(0, 1)
+
+
 class SiteDelta:
     """All edits of one site, ready to be applied to its stream, with their counters.
 
@@ -118,11 +135,15 @@ class SiteDelta:
         if self._gated:
             gates = [self.edits[n].gate for n in self._gated]
             self._gate_reader = Reader([gate.target for gate in gates], [False] * len(gates), device)
-            self._thresholds = torch.tensor([gate.threshold for gate in gates], device=device)
-            self._above = torch.tensor([gate.above for gate in gates], device=device)
+            self._signs = torch.tensor([1.0 if gate.above else -1.0 for gate in gates], device=device)
+            self._thresholds = self._signs * torch.tensor([gate.threshold for gate in gates], device=device)
         limits = [float("inf") if one.max_ratio is None else one.max_ratio for one in self.edits]
         self._limits = torch.tensor(limits, device=device) if min(limits) < float("inf") else None
-        self._one_kind = len({one.positions for one in self.edits}) == 1
+        self._kinds = [one.positions for one in self.edits]
+        self._one_kind = len(set(self._kinds)) == 1
+        self._every = list(range(len(edits)))
+        self._entries: list[_Entry] = []
+        self._pending = 0
         self._conditional = any(op in FIRES for op in ops)
         self.counters = Counters(len(edits), device)
 
@@ -141,58 +162,81 @@ class SiteDelta:
         if not any(counts):
             return None
         scores, factors = (None, None) if self._reader is None else self._reader(streams)
-        allowed = chosen if not self._gated else chosen & self._open(streams, chosen)
-        shape = (*x.shape[:2], len(self.edits))
-        change, fires = self._changes(scores, shape, x)
+        gates = self._gate_reader(streams)[0] if self._gated else None
+        allowed = chosen if gates is None else self._open(gates, chosen)
+        k = self._values.expand(*x.shape[:2], -1) if scores is None else self._changes(scores)
         if factors is not None:
-            change = change * factors
-        k = torch.where(allowed, change, 0.0)
-        ratio = k.abs() * self._norms / x.norm(dim=-1, keepdim=True).clamp_min(TINY)
+            k = k * factors
+        if allowed is not None:
+            k = torch.where(allowed, k, 0.0)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self._limits is not None:
-            k = torch.where(ratio > self._limits, k * (self._limits / ratio), k)
-            ratio = ratio.minimum(self._limits)
-        touched = allowed if fires is None else allowed & fires
-        seen = None if scores is None or not self._conditional else torch.where(allowed, scores.detach(), -torch.inf)
-        self.counters.add(allowed, touched, ratio.detach(), seen)
+            longest = self._limits * norm.clamp_min(TINY)
+            k = k * (longest / (k.abs() * self._norms).clamp_min(TINY)).clamp(max=1.0)
+        self._log(_Entry(k, norm, scores, gates, chosen))
         return k @ self._rows
 
-    def _chosen(self, tokens: Tokens) -> tuple[Bool[Tensor, "batch pos n"], list[int]]:
-        kinds = [one.positions for one in self.edits]
-        if self._one_kind:
-            mask, count = tokens.mask(kinds[0])
-            return mask.to(self._device)[..., None].expand(-1, -1, len(kinds)), [count] * len(kinds)
-        masks = [tokens.mask(kind) for kind in kinds]
-        return torch.stack([mask for mask, _ in masks], dim=-1).to(self._device), [count for _, count in masks]
+    def _chosen(self, tokens: Tokens) -> tuple[Bool[Tensor, "batch pos n"] | None, list[int]]:
+        """Give the tokens in each edit's positions, nothing where those are all, and their numbers."""
+        kinds = self._kinds[:1] if self._one_kind else self._kinds
+        found = [tokens.mask(kind) for kind in kinds]
+        counts = [count for _, count in found] * (len(self._kinds) // len(kinds))
+        if all(mask is None for mask, _ in found):
+            return None, counts
+        masks = [torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask for mask, _ in found]
+        return torch.stack(masks, dim=-1).to(self._device), counts
 
-    def _open(self, streams: dict[Site, Tensor], chosen: Bool[Tensor, "batch pos n"]) -> Bool[Tensor, "batch pos n"]:
-        scores, _ = self._gate_reader(streams)
-        # a lowest score is kept as the highest of its negative
-        signed = torch.where(self._above, scores, -scores)
-        opened = torch.ones_like(chosen)
-        opened[..., self._gated] = signed > torch.where(self._above, self._thresholds, -self._thresholds)
-        seen = torch.where(chosen[..., self._gated], signed, -torch.inf).amax((0, 1))
-        self.counters.gate_best[self._gated] = self.counters.gate_best[self._gated].maximum(seen.detach())
-        return opened
+    def _open(self, gates: Float[Tensor, "*b n_gates"], chosen: Bool[Tensor, "*b _"] | None) -> Bool[Tensor, "*b n"]:
+        """Give the tokens that each edit is let at."""
+        # below is above, both negated
+        opened = gates * self._signs > self._thresholds
+        if self._gated != self._every:
+            partly = opened
+            opened = torch.ones(*gates.shape[:-1], len(self.edits), dtype=torch.bool, device=self._device)
+            opened[..., self._gated] = partly
+        return opened if chosen is None else opened & chosen
 
-    def _changes(
-        self, scores: Scores | None, shape: tuple[int, int, int], x: Tensor
-    ) -> tuple[Scores, Bool[Tensor, "batch pos n"] | None]:
-        """Give the change of each activation, and where each operation acts (nothing where all act everywhere)."""
-        if scores is None:
-            return self._values.expand(shape), None
-        changes, fires = [], []
-        for op, start, end in self._ops:
-            a, value = scores[..., start:end], self._values[start:end]
-            changes.append(CHANGES[op](a, value))
-            if self._conditional:
-                fires.append(FIRES[op](a, value) if op in FIRES else torch.ones_like(a, dtype=torch.bool))
-        change = changes[0] if len(changes) == 1 else torch.cat(changes, dim=-1)
-        if not self._conditional:
-            return change, None
-        return change, fires[0] if len(fires) == 1 else torch.cat(fires, dim=-1)
+    def _changes(self, scores: Scores) -> Scores:
+        parts = [CHANGES[op](scores[..., a:b], self._values[a:b]) for op, a, b in self._ops]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _log(self, entry: _Entry) -> None:
+        """Keep what is to be counted: counting it at each decode step would cost more than the edit."""
+        self._entries.append(entry)
+        self._pending += entry.norm.numel()
+        if len(self._entries) >= 256 or self._pending >= 2**16:
+            self._fold()
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        if not self._entries:
+            return
+        every, self._entries, self._pending = self._entries, [], 0
+        n = len(self.edits)
+        k, norm = (torch.cat([getattr(one, name).flatten(0, 1) for one in every]) for name in ("k", "norm"))
+        chosen = torch.cat([one.chosen_rows(n, self._device) for one in every])
+        allowed, best = chosen, None
+        if self._gated:
+            gates = torch.cat([one.gates.flatten(0, 1) for one in every])  # type: ignore[union-attr]
+            allowed = self._open(gates, chosen)
+            best = torch.where(chosen[:, self._gated], gates * self._signs, -torch.inf).amax(0)
+        touched, seen = allowed, None
+        if self._conditional:
+            scores = torch.cat([one.scores.flatten(0, 1) for one in every])  # type: ignore[union-attr]
+            fires = [
+                FIRES[op](scores[:, a:b], self._values[a:b]) if op in FIRES else torch.ones_like(allowed[:, a:b])
+                for op, a, b in self._ops
+            ]
+            touched = allowed & torch.cat(fires, dim=-1)
+            seen = torch.where(allowed, scores, -torch.inf).amax(0)
+        ratio = k.abs() * self._norms / norm.clamp_min(TINY)
+        self.counters.add(allowed, touched, ratio, seen)
+        if best is not None:
+            self.counters.see_gates(self._gated, best)
 
     def firings(self) -> dict[int, Firing]:
         """Give what each edit did so far, by its number among the edits that were given."""
+        self._fold()
         return dict(zip(self.order, self.counters.read(self.edits), strict=True))
 
 

@@ -64,7 +64,7 @@ class Counters:
         self._touched, self._sum = self._open.clone(), torch.zeros(n, dtype=torch.float64, device=device)
         self._max = torch.zeros(n, device=device)
         self._highest = torch.full((n,), -torch.inf, device=device)
-        self.gate_best = self._highest.clone()
+        self._gate_best = self._highest.clone()
 
     def select(self, counts: Sequence[int]) -> None:
         """Count one call and the tokens in each edit's positions."""
@@ -73,23 +73,26 @@ class Counters:
 
     def add(
         self,
-        allowed: Bool[Tensor, "batch pos n"],
-        touched: Bool[Tensor, "batch pos n"],
-        ratio: Float[Tensor, "batch pos n"],
-        activation: Float[Tensor, "batch pos n"] | None,
+        allowed: Bool[Tensor, "tokens n"],
+        touched: Bool[Tensor, "tokens n"],
+        ratio: Float[Tensor, "tokens n"],
+        highest: Float[Tensor, " n"] | None,
     ) -> None:
-        """Count what one call did; the ratio is 0 and the activation −∞ wherever nothing was done."""
-        opened = allowed.sum((0, 1))
-        self._open += opened
-        self._touched += opened if touched is allowed else touched.sum((0, 1))
-        self._sum += ratio.sum((0, 1))
-        self._max = self._max.maximum(ratio.amax((0, 1)))
-        if activation is not None:
-            self._highest = self._highest.maximum(activation.amax((0, 1)))
+        """Count what was done to some tokens; the ratio is 0 wherever nothing was."""
+        self._open += allowed.sum(0)
+        self._touched += touched.sum(0)
+        self._sum += ratio.sum(0, dtype=torch.float64)
+        self._max = self._max.maximum(ratio.amax(0))
+        if highest is not None:
+            self._highest = self._highest.maximum(highest)
+
+    def see_gates(self, gated: list[int], best: Float[Tensor, " n_gates"]) -> None:
+        """Keep the score of each gate that opens it widest, negated where it opens below."""
+        self._gate_best[gated] = self._gate_best[gated].maximum(best)
 
     def read(self, edits: Sequence[Edit]) -> list[Firing]:
         """Give what each edit did so far."""
-        tensors = (self._open, self._touched, self._sum, self._max, self._highest, self.gate_best)
+        tensors = (self._open, self._touched, self._sum, self._max, self._highest, self._gate_best)
         columns = zip(*(one.tolist() for one in tensors), strict=True)
         found = []
         for edit, selected, (opened, touched, total, most, highest, gate) in zip(

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class Runtime(AbstractContextManager):
         for edit in edits:
             check_fit(subject, edit)
         self.subject, self.edits, self.prompt_len, self.allow_idle = subject, edits, prompt_len, allow_idle
-        self._special = torch.zeros(subject.n_vocab, dtype=torch.bool, device=subject.device)
+        self._special = np.zeros(subject.n_vocab, dtype=bool)
         self._special[[one for one in subject.special_ids if one < subject.n_vocab]] = True
         self._by_site = {site: [n for n, one in enumerate(edits) if one.site == site] for site in edits.sites}
         self._deltas: dict[Site, SiteDelta] = {}
@@ -78,7 +79,7 @@ class Runtime(AbstractContextManager):
         }
         self._streams: dict[Site, Tensor] = {}
         self._tokens: Tokens | None = None
-        self._first_len: Int[Tensor, " batch"] | None = None
+        self._first_len: Int[np.ndarray, " rows"] | None = None
         self._handles: list[Any] = []
         self._thread: int | None = None
 
@@ -155,7 +156,7 @@ class Runtime(AbstractContextManager):
         past = cache.get_seq_length() if cache is not None else 0
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise EditError("cannot tell real tokens from padding", hint="give a mask of shape [batch, tokens]")
-        length = self.prompt_len
+        length = None if self.prompt_len is None else self.prompt_len.cpu().numpy()
         if length is None and past:
             if self._first_len is None or len(self._first_len) != source.shape[0]:
                 raise EditError(f"{past} tokens are cached already", hint="give prompt_len to the Runtime")
@@ -167,7 +168,6 @@ class Runtime(AbstractContextManager):
             past=past,
             special=self._special,
             prompt_len=length,
-            device=source.device,
         )
         self._first_len = self._tokens.prompt_len
 
