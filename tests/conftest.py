@@ -24,7 +24,6 @@ _real_getaddrinfo = socket.getaddrinfo
 
 THIRD_PARTY_WARNINGS = [
     # transformer-lens' own import of a module it has deprecated, reached through sae-lens
-    "ignore:`?transformer_lens.utils.*:DeprecationWarning",
     "ignore:The 'utils' module has been deprecated. Please use 'transformer_lens.utilities':DeprecationWarning",
 ]
 

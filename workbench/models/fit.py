@@ -110,10 +110,12 @@ def fit_all(dictionaries: Mapping[str, Dictionary], subject: Subject, prompts: S
 def warn_bad_fit(dictionary: Dictionary, subject: Subject, found: Fit) -> None:
     """Warn, with the number, where a dictionary explains too little."""
     if found.is_bad:
+        processed = dictionary.metadata.get("model_from_pretrained_kwargs", None)
+        trained = f" (it was trained on a model processed with {processed}; this one is raw)" if processed else ""
         warnings.warn(
             f"dictionary {dictionary.id!r} leaves {found.unexplained_variance:.2f} of the variance at "
             f"{dictionary.write_site} of subject {subject.name!r} unexplained (n {found.n_tokens} tokens; at most "
-            f"{BAD_FIT} is usual): wrong hook, wrong model, or a chat model's dictionary on its base",
+            f"{BAD_FIT} is usual): wrong hook, wrong model, or a chat model's dictionary on its base{trained}",
             BadFitWarning,
             stacklevel=3,
         )

@@ -22,7 +22,7 @@ from workbench.core.canonical import digest
 from workbench.core.errors import DictionaryError
 from workbench.models.architecture import DictionaryParts
 from workbench.models.registry import Entry
-from workbench.models.saelens import CONFIG, WEIGHTS, assemble
+from workbench.models.saelens import CONFIG, WEIGHTS, assemble, corrected
 from workbench.models.weights import check_safetensors, file_digests, tensors_digest
 
 _REFUSED = {"temporal": "temporal", "mntss_clt_layer_transcoder": "cross-layer transcoder"}
@@ -128,7 +128,7 @@ def _gemma_config(entry: Entry, said: dict[str, Any], tensors: dict[str, Tensor]
 def _fetch_sae_lens(entry: Entry, revision: str | None, device: str, dtype: str) -> DictionaryParts:
     config, weights = _fetch(entry, CONFIG, revision), _fetch(entry, WEIGHTS, revision)
     check_safetensors(weights, DictionaryError)
-    cfg = {**json.loads(config.read_text(encoding="utf-8")), **dict(entry.overrides)}
+    cfg = corrected(json.loads(config.read_text(encoding="utf-8")), dict(entry.overrides))
     averaged = cfg.get("normalize_activations") in ("expected_average_only_in", True)
     return assemble(
         cfg,

@@ -105,12 +105,16 @@ def release_entries(release: str) -> dict[str, Entry]:
             path=str(one["path"]),
             format=body.get("conversion_func") or "sae_lens",
             model=body["model"],
-            l0=one.get("l0"),
-            norm_factor=one.get("norm_scaling_factor"),
+            l0=_number(one.get("l0")),
+            norm_factor=_number(one.get("norm_scaling_factor")),
             overrides=overrides,
         )
         for one in body["saes"]
     }
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _registry_path() -> Path:

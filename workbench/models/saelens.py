@@ -115,6 +115,15 @@ def assemble(
     return DictionaryParts(config, weights, read, write, metadata, digest, source)
 
 
+def corrected(cfg: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a configuration with a release's corrections, each where it belongs in the configuration's form."""
+    if "metadata" not in cfg:
+        return {**cfg, **overrides}
+    about = {key: value for key, value in overrides.items() if key in METADATA_FIELDS}
+    computed = {key: value for key, value in overrides.items() if key not in METADATA_FIELDS}
+    return {**cfg, **computed, "metadata": {**cfg["metadata"], **about}}
+
+
 def _fold(name: str, tensor: Tensor, factor: float) -> Tensor:
     return tensor * factor if name == "W_enc" else tensor / factor if name in ("W_dec", "b_dec") else tensor
 
@@ -133,7 +142,7 @@ def _modern(old: Mapping[str, Any]) -> dict[str, Any]:
         "apply_b_dec_to_input": cfg.get("apply_b_dec_to_input", True),
         "normalize_activations": "expected_average_only_in" if scaling is True else scaling,
         "reshape_activations": cfg.get("reshape_activations", "hook_z" if "hook_z" in hook else "none"),
-        "metadata": {key: cfg[key] for key in _OLD_METADATA if key in cfg},
+        "metadata": {key: cfg[key] for key in METADATA_FIELDS if key in cfg},
     }
     if activation == "topk" and k is not None:
         new |= {"architecture": "topk", "k": k}
@@ -142,8 +151,10 @@ def _modern(old: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-_OLD_METADATA = (
+METADATA_FIELDS = (
     "model_name",
+    "model_class_name",
+    "sae_lens_training_version",
     "hook_name",
     "hook_name_out",
     "hook_head_index",
@@ -216,7 +227,7 @@ def _given(site: str | Site | None) -> Site | None:
 
 def _named(metadata: Mapping[str, Any], end: str, where: str) -> Site:
     """Give the site that the metadata name; where they name a Hugging Face module, that is the one to trust."""
-    readers: dict[str, Callable[[str], Site]] = {
+    readers = {
         f"hf_hook_name{end}": site_of_module_hook,
         f"hook_name{end}": site_of_hook,
     }
