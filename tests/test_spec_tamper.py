@@ -479,9 +479,12 @@ def test_a_measurement_begun_before_the_plan_was_frozen_is_refused(parts):
     refused(resealed(parts, "measurement", started="2026-11-20T08:00:00Z"), "chain", "before the plan was frozen")
 
 
-def test_a_dropped_axis_is_refused(parts):
+def test_a_dropped_axis_is_refused(parts, files):
     parts.measurement["axes"] = [axis for axis in parts.measurement["axes"] if axis["axis"] != "compliance"]
-    refused(parts.files(), "chain", "compliance was promised and is missing")
+    with pytest.raises(BundleError, match="axis compliance was promised and is missing"):
+        parts.files()
+    forged = {**files, "measurement.json": parts.documents()[2].to_bytes()}
+    refused(forged, "chain", "measurement.json: axis compliance was promised and is missing")
 
 
 def test_rows_of_another_width_are_refused(parts):

@@ -18,6 +18,7 @@ from workbench.spec.documents.edit import edits_digest
 from workbench.spec.documents.measurement import Measurement
 from workbench.spec.documents.plan import Plan
 from workbench.spec.documents.spec import KnownAnswer, Spec
+from workbench.spec.verdicts import paired
 
 
 def check_chain(
@@ -42,11 +43,7 @@ def check_chain(
         _refuse("plan.json", "names other dictionaries than the edits of spec.json use")
     if not plan.frozen <= measurement.started <= measurement.finished:
         _refuse("measurement.json", "was begun before the plan was frozen, or ended before it began")
-    promised, measured = [axis.id for axis in plan.axes], [axis.axis for axis in measurement.axes]
-    if missing := [name for name in promised if name not in measured]:
-        _refuse("measurement.json", f"axis {missing[0]} was promised and is missing")
-    if promised != measured:
-        _refuse("measurement.json", f"measures the axes {measured}, promised were {promised}")
+    paired(plan, measurement)
     _check_widths(spec, tensors)
 
 

@@ -42,6 +42,20 @@ _CHANGES = {
     "project_out": "(0 − {a})",
     "projection_cap": "(min({a}, {value}) − {a})",
 }
+_PLURAL = {
+    "add": "{value} is added to {what}",
+    "set": "{what} are set to {value}",
+    "set_if_active": "{what} are set to {value} where they are active",
+    "scale": "{what} are multiplied by {value}",
+    "cap": "{what} are kept at or below {value}",
+    "floor": "{what} are kept at or above {value}",
+    "zero_ablate": "{what} are set to 0",
+    "mean_ablate": "{what} are set to their means, {value}",
+    "project_out": "{what} are removed",
+    "projection_cap": "{what} are kept at or below {value}",
+}
+_NAMED = 6
+"""Most features of a group that a headline names."""
 _WHERE = {
     "all": "every token",
     "prompt": "every prompt token",
@@ -68,6 +82,24 @@ def formula(edits: Sequence[EditDocument]) -> str:
     return "; ".join(f"{site} ← x + {' + '.join(changes)}" for site, changes in by_site.items())
 
 
+def headline(edits: Sequence[EditDocument]) -> str:
+    """Give one sentence that stays short: features that are treated alike are told together."""
+    if not edits:
+        return "Nothing is changed."
+    text = "; ".join(_sentence(group[0]) if len(group) == 1 else _together(group) for group in _groups(edits))
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def formulas(edits: Sequence[EditDocument]) -> list[str]:
+    """Give one formula per site that stays short: features that are treated alike stand under one sum."""
+    if not edits:
+        return ["x ← x"]
+    by_site: dict[str, list[str]] = {}
+    for group in _groups(edits):
+        by_site.setdefault(group[0].site, []).append(_change(group[0]) if len(group) == 1 else _sum(group))
+    return [f"{site} ← x + {' + '.join(changes)}" for site, changes in by_site.items()]
+
+
 def target_name(target: Target) -> str:
     """Name a target without its label."""
     return f"feature {target.index} of {target.dictionary}" if target.kind == "feature" else target.name
@@ -85,6 +117,42 @@ def _sentence(edit: EditDocument) -> str:
     if edit.max_ratio is not None:
         text += f", changing it by at most {edit.max_ratio:g} of its norm"
     return text
+
+
+def _groups(edits: Sequence[EditDocument]) -> list[list[EditDocument]]:
+    """Put together features of one dictionary under one operation, place and condition; directions stand alone."""
+    found: dict[tuple, list[EditDocument]] = {}
+    for number, edit in enumerate(edits):
+        alike = (edit.target.dictionary,) if edit.target.kind == "feature" else (None, number)
+        gate = None if edit.gate is None else (_gate(edit.gate), edit.gate.target.kind)
+        found.setdefault((edit.site, edit.op, alike, edit.positions, gate, edit.max_ratio), []).append(edit)
+    return list(found.values())
+
+
+def _together(group: list[EditDocument]) -> str:
+    first, indices = group[0], [edit.target.index for edit in group]
+    named = ", ".join(map(str, indices[:_NAMED])) + (f" and {len(indices) - _NAMED} more" if indices[_NAMED:] else "")
+    score = "projections on" if _projects(first) else "activations of"
+    what = f"the {score} {len(group)} features of {first.target.dictionary} ({named})"
+    text = f"at {first.site}, {_PLURAL[first.op].format(value=_values(group), what=what)}"
+    return text + _sentence(first)[_sentence(first).index(", on ") :]
+
+
+def _values(group: list[EditDocument]) -> str:
+    values = [edit.value for edit in group if edit.value is not None]
+    if not values or min(values) == max(values):
+        return "" if not values else f"{values[0]:g}"
+    return f"a value each, {min(values):g} to {max(values):g}"
+
+
+def _sum(group: list[EditDocument]) -> str:
+    first, indices = group[0], ", ".join(str(edit.target.index) for edit in group)
+    values = {edit.value for edit in group}
+    value = "" if values == {None} else f"{first.value:g}" if len(values) == 1 else "v_f"
+    a, row = ("⟨x, f̂⟩", "f̂") if _projects(first) else ("a[f]", "W_dec[f]")
+    scaled = "s(x)·" if first.target.scaling != "none" and not _projects(first) else ""
+    change = f"{scaled}{_CHANGES[first.op].format(value=value, a=a)}·{row}"
+    return f"Σ {change}  over f in {first.target.dictionary}: {indices}"
 
 
 def _change(edit: EditDocument) -> str:

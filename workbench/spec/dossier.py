@@ -24,7 +24,7 @@ from workbench.spec.documents.plan import AxisDeclaration, Plan
 from workbench.spec.documents.spec import Spec
 from workbench.spec.forest import forest
 from workbench.spec.outcomes import Outcomes
-from workbench.spec.verdicts import samples, worst_first
+from workbench.spec.verdicts import paired, samples, worst_first
 
 _HERE = Path(__file__).resolve().parent
 WORDS = {"holds": "holds", "falls_short": "falls short", "underpowered": "underpowered"}
@@ -37,8 +37,9 @@ RULES = {
 
 def render(spec: Spec, plan: Plan, measurement: Measurement, outcomes: Mapping[str, Outcomes]) -> str:
     """Render the dossier from a bundle's documents and outcomes; the same input gives the same bytes."""
-    pairs = worst_first(zip(plan.axes, (axis.estimate for axis in measurement.axes), strict=True))
-    measured = {axis.axis: axis for axis in measurement.axes}
+    declared = paired(plan, measurement)
+    pairs = worst_first((axis, one.estimate) for axis, one in declared)
+    measured = {axis.id: one for axis, one in declared}
     style = _style()
     return _template().render(
         spec=spec,
@@ -53,8 +54,8 @@ def render(spec: Spec, plan: Plan, measurement: Measurement, outcomes: Mapping[s
         failing=[(axis, estimate) for axis, estimate in pairs if not estimate.holds],
         forest=forest(pairs),
         lights=lights(spec, plan, measurement),
-        sentence=describe.sentence(spec.edits),
-        formula=describe.formula(spec.edits).split("; "),
+        sentence=describe.headline(spec.edits),
+        formula=describe.formulas(spec.edits),
         target_name=describe.target_name,
         questions=questions(spec, plan, measurement),
         samples={axis.id: _samples(plan, measurement, measured[axis.id], outcomes[axis.id]) for axis, _ in pairs},
@@ -66,7 +67,7 @@ def render(spec: Spec, plan: Plan, measurement: Measurement, outcomes: Mapping[s
 
 def lights(spec: Spec, plan: Plan, measurement: Measurement) -> list[dict[str, str]]:
     """Give the four lights, each with a level (`good`, `part`, `bad`, `none`), a word and what it stands on."""
-    estimates = {axis.id: one.estimate for axis, one in zip(plan.axes, measurement.axes, strict=True)}
+    estimates = {axis.id: one.estimate for axis, one in paired(plan, measurement)}
     failing = [axis for axis in plan.axes if not estimates[axis.id].holds]
     n = len(plan.axes)
     if not failing:

@@ -10,7 +10,7 @@ from workbench.spec.bundle import Bundle
 from workbench.spec.documents.measurement import Estimate
 from workbench.spec.documents.plan import AxisDeclaration
 from workbench.spec.dossier import WORDS, lights
-from workbench.spec.verdicts import worst_first
+from workbench.spec.verdicts import paired, worst_first
 
 _SIGNS = {"good": "●", "part": "◐", "bad": "■", "none": "○"}
 
@@ -26,8 +26,8 @@ def summary_text(bundle: Bundle, *, width: int = 100) -> str:
     lines = [spec.title, f"{spec.kind} · {spec.name} · by {spec.author} · bundle {bundle.digest[:12]}", ""]
     for light in lights(spec, plan, measurement):
         lines += _wrapped(f"{_SIGNS[light['level']]} {light['name']}: {light['word']}. {light['text']}", width)
-    lines += ["", "What changes", *_wrapped(describe.sentence(spec.edits), width)]
-    lines += [f"  {change}" for change in describe.formula(spec.edits).split("; ")]
+    lines += ["", "What changes", *_wrapped(describe.headline(spec.edits), width)]
+    lines += [line for change in describe.formulas(spec.edits) for line in _wrapped(change, width, indent="  ")]
     lines += ["", "What was measured, worst first"]
     for axis, estimate in axes_worst_first(bundle):
         lines.append(
@@ -87,7 +87,7 @@ def axis_json(axis: AxisDeclaration, estimate: Estimate) -> dict:
 
 def axes_worst_first(bundle: Bundle) -> list[tuple[AxisDeclaration, Estimate]]:
     """Give every axis with its stored estimate, worst first."""
-    return worst_first(zip(bundle.plan.axes, (axis.estimate for axis in bundle.measurement.axes), strict=True))
+    return worst_first((axis, one.estimate) for axis, one in paired(bundle.plan, bundle.measurement))
 
 
 def _wrapped(text: str, width: int, *, indent: str = "") -> list[str]:

@@ -19,7 +19,14 @@ import numpy as np
 from workbench.core.canonical import seed
 from workbench.core.errors import BundleError
 from workbench.core.stats import Interval, paired_intervals, rank_p_interval
-from workbench.spec.documents.measurement import ArmLevel, Estimate, Verdict, outcome_path
+from workbench.spec.documents.measurement import (
+    ArmLevel,
+    AxisMeasurement,
+    Estimate,
+    Measurement,
+    Verdict,
+    outcome_path,
+)
 from workbench.spec.documents.plan import AxisDeclaration, Plan, control_id
 from workbench.spec.outcomes import Outcomes
 
@@ -185,16 +192,13 @@ def _verdict(axis: AxisDeclaration, change: Interval, rank: Interval | None) -> 
             return ("underpowered" if few else "holds"), text + short
         shown_worse, half = best < 0, _good(axis) * change.estimate - worst
         if half >= axis.margin and not shown_worse:
-            return (
-                "underpowered",
-                f"{text}; the interval reaches {half:.3f} below its estimate: too few prompts to tell",
-            )
+            return "underpowered", f"{text}; its worst end is {half:.3f} from the estimate: too few prompts to tell"
         return "falls_short", text + short
     text = f"{span}; the plan tolerates a change within ±{axis.margin:g}"
     if max(-worst, best) < axis.margin:
         return ("underpowered" if few else "holds"), text + short
     if (best - worst) / 2 >= axis.margin and worst < 0 < best:
-        return "underpowered", f"{text}; the interval is ±{(best - worst) / 2:.3f} wide: too few prompts to tell"
+        return "underpowered", f"{text}; the interval is {best - worst:.3f} wide: too few prompts to tell"
     return "falls_short", text + short
 
 
@@ -242,6 +246,21 @@ def _short(value: object) -> str:
 
 def _named(arms: list[str]) -> str:
     return arms[0] if len(arms) == 1 else f"{arms[0]} (and {len(arms) - 1} more)"
+
+
+def paired(plan: Plan, measurement: Measurement) -> list[tuple[AxisDeclaration, AxisMeasurement]]:
+    """Give every promised axis with what was measured of it, in the plan's order.
+
+    Raises:
+        BundleError: An axis was promised and not measured, or the other way round. Check `chain`.
+    """
+    promised, measured = [axis.id for axis in plan.axes], [axis.axis for axis in measurement.axes]
+    if missing := [name for name in promised if name not in measured]:
+        raise BundleError(f"axis {missing[0]} was promised and is missing", check="chain", path="measurement.json")
+    if promised != measured:
+        message = f"measures the axes {measured}, promised were {promised}"
+        raise BundleError(message, check="chain", path="measurement.json")
+    return list(zip(plan.axes, measurement.axes, strict=True))
 
 
 def samples(nonce: str, axis: str, n: int, k: int) -> list[int]:

@@ -29,7 +29,7 @@ from workbench.spec.bundle import (
 )
 from workbench.spec.chain import check_chain, check_known_answers
 from workbench.spec.dossier import render
-from workbench.spec.verdicts import arrange, difference, judge
+from workbench.spec.verdicts import arrange, difference, judge, paired
 
 CHECKS = ("archive", "json", "tensors", "manifest", "chain", "known_answers", "outcomes", "verdicts", "dossier")
 """Every check, in order."""
@@ -150,13 +150,13 @@ class _Run:
         self.bundle = assembled(self.path, self.files, self.documents, self.arrays, columns)
         self.grids = {
             axis.id: arrange(plan, axis, len(measured.prompts), columns[axis.id])
-            for axis, measured in zip(plan.axes, measurement.axes, strict=True)
+            for axis, measured in paired(plan, measurement)
         }
         return f"{sum(map(len, columns.values())):,} outcomes, every promised arm, control and prompt is there"
 
     def verdicts(self) -> str:
         plan, measurement = self.bundle.plan, self.bundle.measurement
-        for axis, measured in zip(plan.axes, measurement.axes, strict=True):
+        for axis, measured in paired(plan, measurement):
             found = judge(plan, axis, measurement.nonce, self.grids[axis.id])
             differs = difference(axis, measured.estimate, found)
             if differs:

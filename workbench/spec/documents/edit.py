@@ -78,8 +78,8 @@ TargetDocument = Annotated[FeatureTargetDocument | DirectionTargetDocument, Fiel
 class PositionsDocument(Document):
     """Which token positions an edit touches."""
 
-    where: Literal["all", "prompt", "generated", "last", "explicit"]
-    """`last` is the last prompt token."""
+    where: Literal["all", "after_first", "prompt", "generated", "last", "explicit"]
+    """`after_first` is all but position 0; `last` is the last prompt token."""
     explicit: Annotated[tuple[Count, ...], Field(max_length=4096)]
     """Absolute positions of real tokens, 0 the first; only where `where` is `explicit`."""
     exclude_special: bool
