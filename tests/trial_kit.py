@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from workbench.evidence.export import Texts
+from workbench.evidence.plan import Draft
 from workbench.features.axes import Axis
+from workbench.interventions.edits import Edit, Edits
+from workbench.interventions.targets import DirectionTarget, FeatureTarget
 from workbench.models.dictionary import Dictionary, DictionaryConfig
 from workbench.models.sites import Site
+from workbench.models.subject import Subject
 
 CUES = ("help me", "the cat", "a dog", "how do i", "please", "what is", "on the mat", "the capital", "is the dog")
 CUES += ("do the cat", "me a mat", "i sat on")
@@ -32,8 +39,7 @@ ITEMS += ("yes dog", "i")
 def write_axis(folder: Path, name: str = "answer", *, n_cues: int = 12, n_items: int = 12, per_split: int = 72) -> Path:
     """Write an axis file: cue × item prompts, dev and test disjoint; label 1 where the cue asks for help."""
     combos = list(itertools.product(CUES[:n_cues], ITEMS[:n_items]))
-    step = 7
-    combos = [combos[(k * step) % len(combos)] for k in range(len(combos))] if len(combos) % step else combos
+    random.Random(0).shuffle(combos)
     lines = []
     for k, (cue, item) in enumerate(combos[: 2 * per_split]):
         lines.append(
@@ -70,3 +76,68 @@ def make_dictionary(d_model: int, *, site: str = "resid.1", d_dict: int = 24, se
     }
     config = DictionaryConfig("standard", d_model, d_model, d_dict)
     return Dictionary(config, weights, id=site, read_site=Site.parse(site), digest="0" * 64)
+
+
+def yes_edits(subject: Subject, dictionary: Dictionary, *, strength: float = 4.0) -> Edits:
+    """Give an edit that raises P( yes): the two tokens' unembedding difference, and one feature set."""
+    ids = [subject.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in ("yes", "no")]
+    rows = subject.model.get_output_embeddings().weight
+    direction = torch.nn.functional.normalize(rows[ids[0]] - rows[ids[1]], dim=0)
+    target = DirectionTarget("yes, not no", Site.parse("resid.2"), direction, direction)
+    feature = FeatureTarget.of(dictionary, 5, label="five")
+    return Edits((Edit("add", target, strength), Edit("set", feature, 0.5)))
+
+
+@dataclass
+class Kit:
+    """Everything a tiny trial needs.
+
+    Attributes:
+        subject: A tiny llama.
+        dictionary: Its random SAE.
+        edits: The candidate.
+        axes: Target and one off-target axis.
+    """
+
+    subject: Subject
+    dictionary: Dictionary
+    edits: Edits
+    axes: tuple[Axis, Axis]
+
+    def draft(self, **options) -> Draft:
+        """Give a draft of a small plan; options replace its own."""
+        plan = {
+            "primary": "answer",
+            "title": "the tiny subject says yes",
+            "author": "a test",
+            "selection_rule": "the first one that came to mind",
+            "dictionaries": [self.dictionary],
+            "n": {"answer": 64, "bystander": 64},
+            "margins": {"answer": 0.0, "bystander": 0.9},
+            "n_controls": 19,
+            "alpha": 0.05,
+            "benign": BENIGN,
+            **options,
+        }
+        return Draft(self.subject, plan.pop("edits", self.edits), plan.pop("axes", self.axes), **plan)
+
+
+BENIGN = tuple(f"<|bos|> {cue} {item} {cue}" for cue in CUES[:4] for item in ITEMS[:3])
+NONCE = "5a" * 32
+
+
+def make_kit(subject: Subject, folder: Path) -> Kit:
+    """Make a kit on a subject."""
+    axes = tiny_axis(folder), tiny_axis(folder, "bystander", kind="off_target", harm=True, margin=0.9)
+    dictionary = make_dictionary(subject.d_model)
+    return Kit(subject, dictionary, yes_edits(subject, dictionary), axes)
+
+
+def texts() -> Texts:
+    """What a person says about the tiny spec."""
+    return Texts("say-yes", "Say yes", "So that it says yes.", "It is a test.", "a test", ("It is a toy.",))
+
+
+def hooks(subject: Subject) -> int:
+    """Count the hooks on a subject's modules."""
+    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in subject.model.modules())

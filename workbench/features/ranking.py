@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class RankedFeature:
         mean_absent: The same where it is absent.
         auroc: Area under the ROC curve of the pooled activation; .5 is chance.
         interval: 95 % bootstrap interval of the AUROC; `None` below the rows that intervals were asked for.
+        effect_interval: The same for the effect.
         p: Two-sided Mann–Whitney p.
         q: Benjamini–Hochberg false-discovery rate over every live feature of the ranking.
         density: Share of prompts in which it fires where it is read.
@@ -61,6 +62,7 @@ class RankedFeature:
     mean_absent: float
     auroc: float
     interval: tuple[float, float] | None
+    effect_interval: tuple[float, float] | None
     p: float
     q: float
     density: float
@@ -205,7 +207,8 @@ def rank(
     rows = [rows[k] for k in order]
     intervals = _intervals(rows[:n_intervals], pooled, len(present), n_boot, seed)
     rows[: len(intervals)] = [
-        RankedFeature(**{**asdict(row), "interval": interval}) for row, interval in zip(rows, intervals, strict=False)
+        replace(row, interval=interval, effect_interval=effect)
+        for row, (interval, effect) in zip(rows, intervals, strict=False)
     ]
     n_dead = sum(dictionary.d_dict for dictionary in dictionaries.values()) - len(rows)
     return Ranking(axis.id, by, split, seed, len(present), len(absent), n_dead, tuple(rows))
@@ -297,6 +300,7 @@ def _merge(tables: list[dict], by: str) -> tuple[list[RankedFeature], np.ndarray
                     mean_absent=absent,
                     auroc=float(table["auroc"][k]),
                     interval=None,
+                    effect_interval=None,
                     p=float(table["p"][k]),
                     q=float(q[len(rows)]),
                     density=float(table["density"][k]),
@@ -312,11 +316,11 @@ def _merge(tables: list[dict], by: str) -> tuple[list[RankedFeature], np.ndarray
 
 def _intervals(
     rows: list[RankedFeature], pooled: Mapping[str, sparse.csc_array], n_present: int, n_boot: int, seed: int
-) -> list[tuple[float, float]]:
-    """Give bootstrap intervals of the AUROC, prompts of each side resampled; all features share the resamples.
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Give bootstrap intervals of AUROC and effect, prompts of each side resampled, one set of resamples for all.
 
-    Sides that do not overlap at all leave the bootstrap nothing to vary; their interval is Wilson's, on the smaller
-    side's n, so that perfect separation of 30 prompts is not sold as certainty.
+    Sides that do not overlap at all leave the AUROC's bootstrap nothing to vary; its interval is then Wilson's, on the
+    smaller side's n, so that perfect separation of 30 prompts is not sold as certainty.
     """
     generator = np.random.default_rng(seed)
     n_absent = next(iter(pooled.values())).shape[0] - n_present
@@ -325,13 +329,28 @@ def _intervals(
     found = []
     for row in rows:
         values = pooled[row.dictionary][:, [row.index]].toarray()[:, 0].astype(float)
-        present, absent = values[:n_present, None], values[None, n_present:]
-        wins = (present > absent) + 0.5 * (present == absent)
+        present, absent = values[:n_present], values[n_present:]
+        wins = (present[:, None] > absent) + 0.5 * (present[:, None] == absent)
         draws = ((one @ wins) * other).sum(1) / (n_present * n_absent)
         low, high = (float(bound) for bound in np.quantile(draws, [0.025, 0.975]))
         if low == high:
-            n = min(n_present, n_absent)
-            separated = wilson(round(low * n), n)
+            separated = wilson(round(low * min(n_present, n_absent)), min(n_present, n_absent))
             low, high = separated.low, separated.high
-        found.append((low, high))
+        found.append(((low, high), _effect_interval(present, absent, one, other)))
     return found
+
+
+def _effect_interval(
+    present: np.ndarray, absent: np.ndarray, one: np.ndarray, other: np.ndarray
+) -> tuple[float, float]:
+    means, squares = [], 0.0
+    for values, weights in ((present, one), (absent, other)):
+        mean = weights @ values / len(values)
+        means.append(mean)
+        squares = squares + (weights @ values**2 - len(values) * mean**2)
+    difference = means[0] - means[1]
+    spread = np.sqrt(np.maximum(squares, 0) / (len(present) + len(absent) - 2))
+    spread = np.maximum(spread, np.abs(difference) / LARGEST_EFFECT)
+    draws = np.divide(difference, spread, out=np.zeros_like(difference), where=spread > 0)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
