@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import torch
 from tiny_models import FAMILIES, make_model, make_tokenizer
@@ -30,11 +32,17 @@ def test_bridge_and_plain_logits_of_gpt2_differ_by_rounding_only(tiny_subject):
         torch.testing.assert_close(bridge(subject)(batch.ids), subject.logits(batch), rtol=0, atol=2e-5)
 
 
-def test_a_multimodal_model_is_bridged_by_its_text_tower_without_asking_the_network(tiny_subject):
+def test_a_multimodal_model_is_bridged_by_its_text_tower_and_nothing_is_installed(tiny_subject, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"booting a bridge started {args}")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)  # transformer-lens would run `pip install torchvision`
     subject = tiny_subject("gemma3_multimodal")
     batch = subject.batch([PROMPT])
     with torch.no_grad():
-        assert torch.equal(bridge(subject)(batch.ids), subject.logits(batch))
+        view = bridge(subject)
+        assert torch.equal(view(batch.ids), subject.logits(batch))
+    assert not getattr(view.cfg, "is_multimodal", False)
 
 
 def test_booting_a_bridge_leaves_the_subject_as_it_was(any_subject):

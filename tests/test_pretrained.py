@@ -375,6 +375,14 @@ def test_a_subject_that_is_not_there_names_the_nearest(datasets):
         open_subject("some/thing")
 
 
+def test_the_dictionaries_of_the_organism_fit_it():
+    subject = open_subject("organism")
+    found = open_dictionaries(subject)
+    assert {f"resid.{layer}" for layer in range(subject.n_layers)} <= set(found)
+    assert all(str(dictionary.write_site) == name for name, dictionary in found.items())
+    assert max(dictionary.fit.unexplained_variance for dictionary in found.values()) < 0.2
+
+
 def test_a_subject_without_dictionaries_opens_with_none(tiny_subject):
     assert open_dictionaries(tiny_subject("llama")) == {}
     assert perfect(tiny_subject("llama")).fit is None

@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 import copy
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -71,7 +71,7 @@ def _text_only(model: PreTrainedModel) -> PreTrainedModel:
     """Give the text tower of a multimodal Gemma-3 as the causal model that it is; any other model unchanged."""
     if not isinstance(model, Gemma3ForConditionalGeneration):
         return model
-    config = copy.deepcopy(model.config.get_text_config())
+    config: Any = copy.deepcopy(model.config.get_text_config())
     config.architectures = [Gemma3ForCausalLM.__name__]
     with torch.device("meta"):
         text = Gemma3ForCausalLM(config)

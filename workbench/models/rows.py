@@ -9,7 +9,7 @@ Source: notes on the delta form, x + scale(x) · Σ (target − a_f) · W_dec[f]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -96,11 +96,11 @@ class FeatureRows:
             x = x - self.b_in
         pre = x @ self.W_enc
         if self.activation == "gated":
-            magnitude = torch.relu(x @ (self.W_enc * self.r_mag.exp()) + self.b_mag)  # type: ignore[union-attr]
-            return magnitude * (pre + self.b_gate > 0)
+            r_mag, b_mag, b_gate = (self._present()[name] for name in ("r_mag", "b_mag", "b_gate"))
+            return torch.relu(x @ (self.W_enc * r_mag.exp()) + b_mag) * (pre + b_gate > 0)
         pre = pre + self.b_enc
         if self.activation == "jumprelu":
-            return torch.relu(pre) * (pre > self.threshold)
+            return torch.relu(pre) * (pre > self._present()["threshold"])
         return torch.relu(pre)
 
     def scale(self, x: Float[Tensor, "*b d_in"]) -> Float[Tensor, "*b 1"]:
@@ -109,15 +109,15 @@ class FeatureRows:
 
     def to(self, device: torch.device | str) -> FeatureRows:
         """Give the same rows on another device."""
-        return FeatureRows(**self._plain(), **{k: t.to(device) for k, t in self._present().items()})
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._present().items()})
 
     def take(self, positions: list[int]) -> FeatureRows:
         """Give some of these rows, by their position here."""
-        pick = {
+        pick: dict[str, Any] = {
             name: t[:, positions] if name == "W_enc" else t if name == "b_in" else t[positions]
             for name, t in self._present().items()
         }
-        return FeatureRows(**{**self._plain(), "index": tuple(self.index[p] for p in positions)}, **pick)
+        return replace(self, index=tuple(self.index[p] for p in positions), **pick)
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Give the tensors as `<prefix>.W_enc`, …; those the activation does not use are left out."""
@@ -136,7 +136,7 @@ class FeatureRows:
             DictionaryError: A tensor that the activation needs is absent.
         """
         dot = f"{prefix}." if prefix else ""
-        found = {name: tensors[f"{dot}{name}"] for name in _TENSORS if f"{dot}{name}" in tensors}
+        found: dict[str, Any] = {name: tensors[f"{dot}{name}"] for name in _TENSORS if f"{dot}{name}" in tensors}
         absent = [name for name in ("W_enc", "b_enc", "W_dec") if name not in found]
         if absent:
             raise DictionaryError(f"tensors {', '.join(dot + name for name in absent)} are absent")

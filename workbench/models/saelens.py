@@ -200,7 +200,7 @@ def _config(cfg: Mapping[str, Any], where: str, *, folded: bool) -> DictionaryCo
 
 
 def _field(cfg: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    value = cfg.get(name)
+    value: Any = cfg.get(name)
     if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value <= 0):
         raise DictionaryError(f"{CONFIG}: {name} must be a {kind.__name__}, got {value!r}", where=where)
     return value

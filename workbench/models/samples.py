@@ -6,6 +6,8 @@ would meet it as bytes it never saw, and every dictionary would look broken; it 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator
 
@@ -57,7 +59,7 @@ def own_samples(subject: Subject, *, n: int, length: int, generator: Generator) 
         length: Most tokens per text, the first included.
         generator: Source of randomness, on the CPU.
     """
-    tokenizer = subject.tokenizer
+    tokenizer: Any = subject.tokenizer
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = torch.full((n, 1), first if first is not None else 0, device=subject.device)
     step, cache = ids, None

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -170,7 +170,7 @@ class Subject:
         site = self.site(site)
         if site.head is None:
             raise SiteError(f"{site} is not a head site", hint=f"a head is named like 'head.{site.layer}.0'")
-        weight = self.module(site).weight
+        weight: Tensor = self.module(site).get_parameter("weight")
         rows = slice(site.head * self.d_head, (site.head + 1) * self.d_head)
         return weight[rows] if type(self.module(site)).__name__ == "Conv1D" else weight[:, rows].T
 
@@ -227,7 +227,7 @@ class Subject:
     @property
     def pad_id(self) -> int:
         """Id that fills the left of shorter rows; masked everywhere."""
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        candidates: tuple[Any, ...] = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(one for one in candidates if one is not None and one < self.n_vocab)
 
     @torch.no_grad()
@@ -242,7 +242,7 @@ class Subject:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Give the text of token ids, special tokens included."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Give each token as readable characters; joined they are the text."""
@@ -281,7 +281,8 @@ class Subject:
         template = self.tokenizer.chat_template
         found = {"chat_template": sha256_hex(template.encode())} if isinstance(template, str) else {}
         if self.source.path is None:
-            return found | {"tokenizer": sha256_hex(self.tokenizer.backend_tokenizer.to_str().encode())}
+            backend: Any = self.tokenizer.backend_tokenizer
+            return found | {"tokenizer": sha256_hex(backend.to_str().encode())}
         present = [path for name in TOKENIZER_FILES if (path := Path(self.source.path) / name).is_file()]
         return found | {"tokenizer": digest(file_digests(present))}
 
@@ -343,7 +344,7 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> PreTrainedM
     logging.disable_progress_bar()
     options = {"device_map": "auto"} if device == "auto" else {}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
             attn_implementation="eager",
@@ -357,6 +358,7 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> PreTrainedM
     finally:
         if shown:
             logging.enable_progress_bar()
+    model, report = loaded
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
         raise SubjectError(

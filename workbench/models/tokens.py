@@ -36,7 +36,7 @@ def uses_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     if list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]:
         return True
-    return _probe(tokenizer).startswith(tokenizer.bos_token)
+    return _probe(tokenizer).startswith(str(tokenizer.bos_token))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -63,7 +63,7 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> str:
     turns = [{"role": role, "content": "a"} for role in ("system", "user", "assistant", "user")]
     for messages in (turns, turns[1:]):
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except TemplateError:
             continue
     return ""
@@ -137,11 +137,12 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
     messages = [{"role": role, "content": content} for role, content in chat]
     continues = chat[-1][0] == "assistant"
     try:
-        text = tokenizer.apply_chat_template(
+        rendered = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues
         )
     except (TemplateError, ValueError) as error:
         raise PromptError(f"the chat template refuses this conversation: {error}") from error
+    text = str(rendered)
     for role, content in chat:
         if content.strip() not in text:
             raise PromptError(f"the chat template drops the {role} message {content[:40]!r}")
