@@ -1,5 +1,6 @@
 """Edits on running models: equal to the whole splice, at the right tokens, counted, and gone without a trace."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -16,6 +17,8 @@ from edit_kit import (
     splice,
     watched,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from workbench.core.errors import EditError, FiringError, InputError, PromptError, SiteError
 from workbench.interventions import edits
@@ -299,6 +302,56 @@ def test_cached_decode_gives_the_logits_of_one_full_pass(any_subject):
     assert (torch.cat(steps, 1) - full).abs().max() <= TOLERANCE * max(1, full.abs().max())
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_pass_cut_into_cached_steps_chooses_the_same_tokens_as_one_pass(data):
+    width = data.draw(st.integers(1, 12))
+    lengths = data.draw(st.lists(st.integers(1, width), min_size=1, max_size=3))
+    prompt_len = np.array([data.draw(st.integers(1, n)) for n in lengths])
+    cuts = sorted(data.draw(st.sets(st.integers(1, width))) | {width})
+    explicit = data.draw(st.lists(st.integers(0, 14), min_size=1, unique=True))
+    excluded = data.draw(st.booleans())
+    mask = torch.stack([torch.arange(width) >= width - n for n in lengths])
+    ids = torch.arange(width).expand(len(lengths), width)
+    special = np.arange(width) % 3 == 0
+    for where in ("all", "prompt", "generated", "last", explicit):
+        positions = edits.Positions.of(where, exclude_special=excluded)
+
+        def chosen(start, end, positions=positions):
+            shape = (len(lengths), end - start)
+            new, seen = ids[:, start:end], mask[:, :end]
+            tokens = read_tokens(new, seen, shape=shape, past=start, special=special, prompt_len=prompt_len)
+            found, count = tokens.mask(positions)
+            found = torch.ones(shape, dtype=torch.bool) if found is None else found
+            assert count == found.sum()
+            return found
+
+        steps = torch.cat([chosen(start, end) for start, end in itertools.pairwise([0, *cuts])], dim=1)
+        assert torch.equal(steps, chosen(0, width))
+        rows = [torch.nonzero(row[width - n :]).flatten().tolist() for row, n in zip(steps, lengths, strict=True)]
+        for row, n, prompt in zip(rows, lengths, prompt_len, strict=True):
+            wanted = {
+                "all": range(n),
+                "prompt": range(prompt),
+                "generated": range(prompt, n),
+                "last": [prompt - 1],
+            }.get(where if isinstance(where, str) else "", sorted(set(explicit) & set(range(n))))
+            assert row == [p for p in wanted if not (excluded and special[width - n + p])]
+
+
+def test_plain_transformers_generate_under_a_runtime_gives_the_same_tokens(any_subject):
+    subject = any_subject
+    edit = edits.add(direction(), 2.0, positions=edits.Positions("generated", exclude_special=False))
+    batch = subject.batch(PROMPTS)
+    ours = generate(subject, PROMPTS, edit, max_new_tokens=6)
+    with Runtime(subject, edit, prompt_len=batch.prompt_len):
+        theirs = subject.model.generate(
+            input_ids=batch.ids, attention_mask=batch.mask.long(), do_sample=False, max_new_tokens=6
+        )
+    for one, row in zip(ours, theirs[:, batch.ids.shape[1] :].tolist(), strict=True):
+        assert tuple(row[: len(one.ids)]) == one.ids
+
+
 def test_left_padded_batch_equals_single_rows(any_subject):
     for where in ("all", "last", [1, 3]):
         edit = edits.add(direction(), 2.0, positions=edits.Positions.of(where, exclude_special=False))
@@ -382,6 +435,7 @@ def test_gate_opens_per_token_on_the_unedited_score(tiny_subject):
         assert torch.equal(changed, opened & chosen)
         firing = run.firings[0]
         assert (firing.selected, firing.open, firing.touched) == (chosen.sum(), changed.sum(), changed.sum())
+        assert firing.mean_ratio == pytest.approx(float((4.0 / x[changed].norm(dim=-1)).mean()), rel=1e-4)
         assert firing.open_share == pytest.approx(float(changed.sum() / chosen.sum()))
 
 
@@ -628,6 +682,8 @@ def test_samples_follow_the_seed_and_arms_share_their_noise(tiny_subject):
     assert [one.prompt_ids for one in first] == [tuple(subject.encode(p)) for p in PROMPTS for _ in range(3)]
     still = edits.add(DirectionTarget.of("tiny", "resid.1", 1e-6 * torch.ones(32)), 1.0)
     assert generate(subject, PROMPTS, still, seed=1, **options) == first
+    twice = generate(subject, [PROMPTS[0]] * 2, seed=1, **options)
+    assert len({one.ids for one in twice}) > 3, "two equal prompts of one call draw their own samples"
     greedy = generate(subject, PROMPTS, n=2, max_new_tokens=4)
     assert greedy[0] == greedy[1]
 

@@ -214,7 +214,10 @@ class SiteDelta:
         every, self._entries, self._pending = self._entries, [], 0
         n = len(self.edits)
         k, norm = (torch.cat([getattr(one, name).flatten(0, 1) for one in every]) for name in ("k", "norm"))
-        chosen = torch.cat([one.chosen_rows(n, self._device) for one in every])
+        if all(one.chosen is None for one in every):
+            chosen = torch.ones(len(k), n, dtype=torch.bool, device=self._device)
+        else:
+            chosen = torch.cat([one.chosen_rows(n, self._device) for one in every])
         allowed, best = chosen, None
         if self._gated:
             gates = torch.cat([one.gates.flatten(0, 1) for one in every])  # type: ignore[union-attr]
