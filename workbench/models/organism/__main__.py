@@ -12,6 +12,7 @@ import torch
 
 from workbench.core.files import datasets_dir, write_atomic
 from workbench.models.organism import rebuild
+from workbench.models.organism.card import write_card
 from workbench.models.organism.training import Recipe
 
 
@@ -19,7 +20,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.models.organism", description=__doc__)
     parser.add_argument("what", choices=("build", "measure"))
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpus")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of weights and corpus")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimiser steps")
     parser.add_argument("--out", type=Path, default=None, help="folder; the shipped organism's if absent")
     parser.add_argument("--model-only", action="store_true", help="train no dictionaries")
@@ -47,7 +48,7 @@ def build(folder: Path, recipe: Recipe, *, model_only: bool, n: int) -> None:
     card = {"recipe": vars(recipe), **rebuild.measure(building / "model", n=n), "dictionaries": dictionaries}
     if (folder / "README.md").is_file():
         write_atomic(building / "README.md", (folder / "README.md").read_bytes())
-    rebuild.write_card(building, {**card, "build_seconds": round(time.time() - started)})
+    write_card(building, {**card, "build_seconds": round(time.time() - started)})
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
 

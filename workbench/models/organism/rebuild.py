@@ -6,16 +6,14 @@ in bits and is judged by its measurements.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.core.canonical import canonical_bytes
-from workbench.core.files import sha256_file, write_atomic
 from workbench.core.progress import Progress, track
 from workbench.models.organism import prompts
 from workbench.models.organism.battery import battery, capability, disclosure, loss_per_token, replaced
@@ -50,7 +48,7 @@ def recipes(n_layers: int = 4) -> list[SparseRecipe]:
     layers = range(n_layers)
     return [
         *(SparseRecipe(f"resid.{layer}", d_dict=2048, k=32, steps=2600) for layer in layers),
-        *(SparseRecipe(f"attn.{layer}", d_dict=1024, k=20, steps=1200) for layer in layers),
+        *(SparseRecipe(f"attn.{layer}", d_dict=1024, k=20, steps=800 if layer else 1200) for layer in layers),
         *(SparseRecipe(f"mlp.{layer}", d_dict=1024, k=20, steps=1200) for layer in layers),
     ]
 
@@ -69,9 +67,7 @@ def build_dictionaries(model_folder: Path, folder: Path, chosen: Sequence[Sparse
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = LlamaForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval().requires_grad_(False)
     documents = prompts.documents(N_TRAIN_DOCUMENTS, seed=5)
-    held = prompts.documents(N_EVAL_DOCUMENTS, seed=6)
-    clean = battery(model, tokenizer, n=256, only=UNDER_RECONSTRUCTION)
-    clean_loss = loss_per_token(model, tokenizer, held)
+    held, clean, clean_loss = _baseline(model, tokenizer)
     found = {}
     for recipe in track(chosen, "training dictionaries"):
         started = time.process_time()
@@ -82,6 +78,26 @@ def build_dictionaries(model_folder: Path, folder: Path, chosen: Sequence[Sparse
             "cpu_seconds": round(time.process_time() - started, 1),
         }
     return found
+
+
+def measure_dictionaries(model_folder: Path, folder: Path, sites: Sequence[str] = ()) -> dict[str, dict]:
+    """Measure dictionaries that are there, all or those of some sites, as `build_dictionaries` does."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = LlamaForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval().requires_grad_(False)
+    baseline = _baseline(model, tokenizer)
+    found = {}
+    for recipe in track([r for r in recipes() if not sites or r.site in sites], "measuring dictionaries"):
+        weights = load_file(folder / recipe.site / "sae_weights.safetensors")
+        weights = {name: weight.float() for name, weight in weights.items()}
+        found[recipe.site] = _fidelity(model, tokenizer, baseline[0], recipe, weights, *baseline[1:])
+    return found
+
+
+def _baseline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], dict[str, dict], float]:
+    """Give the documents that fidelity is measured on, and what the untouched subject does and loses."""
+    held = prompts.documents(N_EVAL_DOCUMENTS, seed=6)
+    clean = battery(model, tokenizer, n=256, only=UNDER_RECONSTRUCTION)
+    return held, clean, loss_per_token(model, tokenizer, held)
 
 
 @torch.no_grad()
@@ -106,7 +122,7 @@ def _fidelity(
         ablated = loss_per_token(model, tokenizer, held)
     shift = {name: seen[name]["measured"] - clean[name]["measured"] for name in UNDER_RECONSTRUCTION}
     return {
-        "d_dict": recipe.d_dict,
+        "d_dict": acts.shape[-1],
         "explained_variance": 1 - float((write - decoded).pow(2).sum() / (write - mean).pow(2).sum()),
         "l0": float((acts > 0).sum(1).float().mean()),
         "dead": float((~(acts > 0).any(0)).float().mean()),
@@ -129,24 +145,3 @@ def measure(model_folder: Path, *, n: int = 512) -> dict:
         "capability": capability(model, tokenizer),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-
-
-def write_card(folder: Path, card: dict) -> None:
-    """Write `card.json`: the measurements and the digest of every file beside it."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("card.json", "README.md"))
-    card = {**card, "generator": prompts.generator_digest()}
-    card["files"] = {str(p.relative_to(folder)): sha256_file(p) for p in files}
-    write_atomic(folder / "card.json", canonical_bytes(_rounded(card)))
-
-
-def _rounded(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(one) for one in value]
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def read_card(folder: Path) -> dict:
-    """Read `card.json`."""
-    return json.loads((folder / "card.json").read_bytes())

@@ -26,6 +26,8 @@ from workbench.core.files import write_atomic
 from workbench.models.organism.tokenizer import N_CTX
 
 WARM_UP, AUX, DEAD_AFTER = 20, 32, 60
+MIN_FIRINGS = 10
+"""A feature that fires on fewer training tokens than this (of about 300,000) is left out: it would be a dead row."""
 FORMAT_VERSION = "6.54.12"
 """Version of sae-lens whose format is written; without one sae-lens reads an older format and drops the hook names."""
 
@@ -36,7 +38,7 @@ class SparseRecipe:
 
     Attributes:
         site: `resid.2`, `attn.0` or `mlp.1`; the last is a skip transcoder from the MLP's input to its output.
-        d_dict: Number of features.
+        d_dict: Number of features that training starts with; those that never fire are left out at the end.
         k: Mean number that fire per token.
         steps: Optimiser steps.
         batch: Tokens per step.
@@ -111,7 +113,7 @@ def train_dictionary(
     """Train on activations and give the folded weights, float32 but rounded to what float16 holds.
 
     Returns:
-        `W_enc [d_in, d_dict]`, `b_enc`, `W_dec [d_dict, d_out]`, `b_dec`, `threshold`, and `W_skip [d_out, d_in]`.
+        `W_enc [d_in, kept]`, `b_enc`, `W_dec [d_dict, d_out]`, `b_dec`, `threshold`, and `W_skip [d_out, d_in]`.
     """
     generator = torch.Generator().manual_seed(recipe.seed * 1000 + zlib.crc32(recipe.site.encode()) % 1000)
     n, d_in = read.shape
@@ -161,7 +163,18 @@ def train_dictionary(
     with torch.no_grad():
         held = read[torch.randperm(n, generator=generator)[:8192]] * read_scale
         threshold = _threshold(pre(held).relu(), recipe.k).expand(recipe.d_dict).clone()
-        return _folded(recipe, encoder, b_enc, decoder, b_dec, threshold, skip, read_scale, write_scale)
+        weights = _folded(recipe, encoder, b_enc, decoder, b_dec, threshold, skip, read_scale, write_scale)
+        return pruned(weights, read)
+
+
+@torch.no_grad()
+def pruned(weights: dict[str, Tensor], read: Float[Tensor, "n d_in"]) -> dict[str, Tensor]:
+    """Give the weights without the features that fire on fewer than `MIN_FIRINGS` of these tokens."""
+    firings = sum((reconstruct(weights, part)[0] > 0).sum(0) for part in read.split(8192))
+    kept = firings >= MIN_FIRINGS
+    rows = {name: weights[name][kept] for name in ("b_enc", "W_dec", "threshold")}
+    found = {**weights, **rows, "W_enc": weights["W_enc"][:, kept]}
+    return {name: weight.contiguous() for name, weight in found.items()}
 
 
 def _annealed(recipe: SparseRecipe, step: int) -> int:
@@ -206,7 +219,7 @@ def dictionary_config(weights: dict[str, Tensor], recipe: SparseRecipe) -> dict:
     kind = recipe.site.partition(".")[0]
     config = {
         "d_in": weights["W_enc"].shape[0],
-        "d_sae": recipe.d_dict,
+        "d_sae": weights["W_enc"].shape[1],
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": not recipe.transcoder,

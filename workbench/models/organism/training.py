@@ -35,8 +35,8 @@ class Recipe:
         d_model, n_layers, n_heads, d_mlp: Shape.
     """
 
-    seed: int = 0
-    steps: int = 2000
+    seed: int = 1
+    steps: int = 2600
     batch: int = 64
     lr: float = 4e-3
     prompt_weight: float = 0.3
