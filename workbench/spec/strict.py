@@ -25,6 +25,10 @@ MAX_DEPTH = 32
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class _Refusal(Exception):
+    """Why the reader stopped; becomes a `BundleError` that names the file."""
+
+
 def loads(data: bytes, *, path: str | None = None, max_bytes: int = MAX_BYTES) -> object:
     """Read JSON strictly.
 
@@ -37,54 +41,60 @@ def loads(data: bytes, *, path: str | None = None, max_bytes: int = MAX_BYTES) -
         BundleError: Too large, too deep, not UTF-8, a byte-order mark, a duplicate key, a number that is not finite or
             an integer that not every reader keeps, a lone surrogate, or no JSON at all. Its check is `json`.
     """
-
-    def refuse(message: str) -> Never:
-        raise BundleError(message, check="json", path=path)
-
-    def pairs(found: list[tuple[str, object]]) -> dict[str, object]:
-        keys = dict(found)
-        if len(keys) != len(found):
-            seen: set[str] = set()
-            twice = next(key for key, _ in found if key in seen or seen.add(key))
-            refuse(f"the key {twice!r} stands twice in one object")
-        return keys
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            refuse(f"the number {text[:24]} is too large to be finite")
-        return value
-
-    def integer(text: str) -> int:
-        if len(text) > 17 or abs(int(text)) > MAX_SAFE_INTEGER:
-            refuse(f"the integer {text[:24]} is beyond 2^53; write it as a string")
-        return int(text)
-
-    def constant(text: str) -> Never:
-        refuse(f"{text} is not a number in JSON")
-
-    if len(data) > max_bytes:
-        refuse(f"{len(data)} bytes of JSON, at most {max_bytes} are read")
-    if data.startswith(b"\xef\xbb\xbf"):
-        refuse("starts with a byte-order mark")
     try:
-        text = data.decode("utf-8")
-        value = json.loads(
-            text, object_pairs_hook=pairs, parse_float=number, parse_int=integer, parse_constant=constant
-        )
+        return _loads(data, max_bytes)
+    except _Refusal as refusal:
+        raise BundleError(str(refusal), check="json", path=path) from None
+
+
+def _loads(data: bytes, max_bytes: int) -> object:
+    if len(data) > max_bytes:
+        raise _Refusal(f"{len(data)} bytes of JSON, at most {max_bytes} are read")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise _Refusal("starts with a byte-order mark")
+    try:
+        value = json.loads(data.decode("utf-8"), **_HOOKS)
     except UnicodeDecodeError as error:
-        refuse(f"not UTF-8 at byte {error.start}")
+        raise _Refusal(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        refuse(f"not JSON: {error.msg} at byte {len(error.doc[: error.pos].encode('utf-8', 'replace'))}")
+        at = len(error.doc[: error.pos].encode("utf-8", "replace"))
+        raise _Refusal(f"not JSON: {error.msg} at byte {at}") from None
     except RecursionError:
-        value, deep = None, True
-    else:
-        deep = _too_deep(value, MAX_DEPTH)
-    if deep:
-        refuse(f"nested deeper than {MAX_DEPTH} levels")
+        raise _Refusal(f"nested deeper than {MAX_DEPTH} levels") from None
+    if _too_deep(value, MAX_DEPTH):
+        raise _Refusal(f"nested deeper than {MAX_DEPTH} levels")
     if b"\\u" in data and _holds_surrogate(value):
-        refuse("a string holds half of a surrogate pair")
+        raise _Refusal("a string holds half of a surrogate pair")
     return value
+
+
+def _pairs(found: list[tuple[str, object]]) -> dict[str, object]:
+    keys = dict(found)
+    if len(keys) != len(found):
+        seen: set[str] = set()
+        twice = next(key for key, _ in found if key in seen or seen.add(key))
+        raise _Refusal(f"the key {twice!r} stands twice in one object")
+    return keys
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _Refusal(f"the number {text[:24]} is too large to be finite")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 17 or abs(int(text)) > MAX_SAFE_INTEGER:
+        raise _Refusal(f"the integer {text[:24]} is beyond 2^53; write it as a string")
+    return int(text)
+
+
+def _constant(text: str) -> Never:
+    raise _Refusal(f"{text} is not a number in JSON")
+
+
+_HOOKS = {"object_pairs_hook": _pairs, "parse_float": _number, "parse_int": _integer, "parse_constant": _constant}
 
 
 def check_canonical(value: object, data: bytes, *, path: str | None = None) -> None:

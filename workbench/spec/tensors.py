@@ -60,61 +60,68 @@ def read_tensors(data: bytes, *, path: str = "tensors.safetensors") -> dict[str,
     Raises:
         BundleError: Anything but what `write_tensors` writes; its check is `tensors`.
     """
+    try:
+        return _read(data)
+    except _Refusal as refusal:
+        raise BundleError(str(refusal), check="tensors", path=path) from None
 
-    def refuse(message: str) -> BundleError:
-        return BundleError(message, check="tensors", path=path)
 
+class _Refusal(Exception):
+    """Why the reader stopped; becomes a `BundleError` that names the file."""
+
+
+def _read(data: bytes) -> dict[str, np.ndarray]:
     if data.startswith(_PICKLES):
-        raise refuse("is a pickle, which runs code when it is read; expected safetensors")
+        raise _Refusal("is a pickle, which runs code when it is read; expected safetensors")
     if data.startswith(_ZIP):
-        raise refuse("is a zip or a PyTorch checkpoint; expected safetensors")
+        raise _Refusal("is a zip or a PyTorch checkpoint; expected safetensors")
     if not 8 <= len(data) <= MAX_BYTES:
-        raise refuse(f"{len(data)} bytes, expected 8 to {MAX_BYTES}")
+        raise _Refusal(f"{len(data)} bytes, expected 8 to {MAX_BYTES}")
     (size,) = struct.unpack_from("<Q", data)
     if size > MAX_HEADER:
-        raise refuse(f"the header says it is {size} bytes long, at most {MAX_HEADER} are read")
+        raise _Refusal(f"the header says it is {size} bytes long, at most {MAX_HEADER} are read")
     if 8 + size > len(data):
-        raise refuse(f"truncated: the header should be {size} bytes long, {len(data) - 8} are there")
+        raise _Refusal(f"truncated: the header should be {size} bytes long, {len(data) - 8} are there")
     try:
-        header = loads(data[8 : 8 + size], path=path, max_bytes=MAX_HEADER)
+        header = loads(data[8 : 8 + size], max_bytes=MAX_HEADER)
     except BundleError as error:
-        raise refuse(f"header: {error.message}") from error
+        raise _Refusal(f"header: {error.message}") from error
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
-        raise refuse("the header is not an object of at most 4096 tensors")
+        raise _Refusal("the header is not an object of at most 4096 tensors")
     body, end, found = memoryview(data)[8 + size :], 0, {}
     for name in sorted(header):
-        shape, end = _entry(name, header[name], end, len(body), refuse)
+        shape, end = _entry(name, header[name], end, len(body))
         array = np.frombuffer(body[end - 4 * math.prod(shape) : end], "<f4").reshape(shape)
         if not np.isfinite(array).all():
-            raise refuse(f"tensor {name} holds NaN or an infinity")
+            raise _Refusal(f"tensor {name} holds NaN or an infinity")
         found[name] = array
     if end != len(body):
-        raise refuse(f"{len(body) - end} bytes follow the last tensor")
+        raise _Refusal(f"{len(body) - end} bytes follow the last tensor")
     if write_tensors(found) != data:
-        raise refuse("not in canonical form: the header is spelt or padded differently")
+        raise _Refusal("not in canonical form: the header is spelt or padded differently")
     return found
 
 
-def _entry(name: str, entry: object, start: int, available: int, refuse) -> tuple[tuple[int, ...], int]:
+def _entry(name: str, entry: object, start: int, available: int) -> tuple[tuple[int, ...], int]:
     """Check one header entry; gives its shape and where its data ends."""
     if name == "__metadata__":
-        raise refuse("holds free metadata, which has no place here")
+        raise _Refusal("holds free metadata, which has no place here")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise refuse(f"tensor {name}: expected dtype, shape and data_offsets")
+        raise _Refusal(f"tensor {name}: expected dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if entry["dtype"] != "F32":
-        raise refuse(f"tensor {name} is {entry['dtype']!r}, only F32 is read")
+        raise _Refusal(f"tensor {name} is {entry['dtype']!r}, only F32 is read")
     if not isinstance(shape, list) or len(shape) > 4 or not all(type(side) is int and side >= 0 for side in shape):
-        raise refuse(f"tensor {name}: the shape {str(shape)[:60]} is not at most four counts")
+        raise _Refusal(f"tensor {name}: the shape {str(shape)[:60]} is not at most four counts")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(one) is int for one in offsets):
-        raise refuse(f"tensor {name}: data_offsets are not two integers")
+        raise _Refusal(f"tensor {name}: data_offsets are not two integers")
     if offsets[0] != start:
         kind = "overlaps the tensor before it" if offsets[0] < start else "leaves a gap before it"
-        raise refuse(f"tensor {name} {kind}: starts at {offsets[0]}, expected {start}")
+        raise _Refusal(f"tensor {name} {kind}: starts at {offsets[0]}, expected {start}")
     if offsets[1] - offsets[0] != 4 * math.prod(shape):
-        raise refuse(f"tensor {name}: {offsets[1] - offsets[0]} bytes for the shape {shape}")
+        raise _Refusal(f"tensor {name}: {offsets[1] - offsets[0]} bytes for the shape {shape}")
     if offsets[1] > available:
-        raise refuse(f"truncated: tensor {name} ends at {offsets[1]}, the file has {available} bytes of data")
+        raise _Refusal(f"truncated: tensor {name} ends at {offsets[1]}, the file has {available} bytes of data")
     return tuple(shape), offsets[1]
 
 
