@@ -197,8 +197,10 @@ class SiteDelta:
         return opened if chosen is None else opened & chosen
 
     def _changes(self, scores: Scores) -> Scores:
+        if len(self._ops) == 1:
+            return CHANGES[self._ops[0][0]](scores, self._values)
         parts = [CHANGES[op](scores[..., a:b], self._values[a:b]) for op, a, b in self._ops]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return torch.cat(parts, dim=-1)
 
     def _log(self, entry: _Entry) -> None:
         """Keep what is to be counted: counting it at each decode step would cost more than the edit."""

@@ -173,6 +173,7 @@ class Runtime(AbstractContextManager):
 
     def _input_hook(self, sites: Sequence[Site]) -> Any:
         (site,) = sites
+        written = [site] if site in self._by_site else []
 
         def hook(module: nn.Module, args: tuple) -> tuple | None:
             if threading.get_ident() != self._thread:
@@ -180,7 +181,7 @@ class Runtime(AbstractContextManager):
             if not args:
                 raise EditError("the module was called without a positional argument", where=str(site))
             self._streams[site] = args[0].float()
-            changed = self._change(args[0], [site])
+            changed = self._change(args[0], written)
             return None if changed is None else (changed, *args[1:])
 
         return hook
@@ -188,6 +189,7 @@ class Runtime(AbstractContextManager):
     def _output_hook(self, sites: Sequence[Site]) -> Any:
         weights = {site: self.subject.head_weight(site).float() for site in sites if site.head is not None}
         width = self.subject.d_head
+        written = [site for site in sites if site in self._by_site]
 
         def hook(module: nn.Module, args: tuple, output: Any) -> Any:
             if threading.get_ident() != self._thread:
@@ -199,7 +201,7 @@ class Runtime(AbstractContextManager):
                     self._streams[site] = z.float() @ weights[site]
                 else:
                     self._streams[site] = stream.float()
-            changed = self._change(stream, sites)
+            changed = self._change(stream, written)
             if changed is None:
                 return None
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -215,8 +217,6 @@ class Runtime(AbstractContextManager):
             raise EditError(f"a module gave {list(stream.shape[:2])} tokens, the pass has {list(tokens.shape)}")
         total = None
         for site in sites:
-            if site not in self._by_site:
-                continue
             if site not in self._deltas:
                 edits = [self.edits.items[n] for n in self._by_site[site]]
                 self._deltas[site] = SiteDelta(edits, stream.device)

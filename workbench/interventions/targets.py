@@ -64,7 +64,7 @@ class Gate:
         if self.target.identity != other.target.identity or self.above == other.above:
             return False
         low, high = (self, other) if other.above else (other, self)
-        return low.threshold <= high.threshold
+        return float(low.threshold) <= float(high.threshold)
 
     def describe(self) -> str:
         """Say when it is open."""
