@@ -76,7 +76,7 @@ def lab_server(tmp_path_factory):
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy(notebook, work)
     env |= {"NO_PROXY": "127.0.0.1,localhost", "HF_HUB_OFFLINE": "1", "WORKBENCH_HOME": str(folder / "projects")}
-    paths = [str(ROOT), env.get("PYTHONPATH", "")]
+    paths = [str(ROOT / "tests" / "offline"), str(ROOT), env.get("PYTHONPATH", "")]
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     port = _free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]

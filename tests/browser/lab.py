@@ -15,8 +15,13 @@ _OPEN = """(name) => {
   return shown?.context?.path === name && shown.context.isReady
     && shown.sessionContext?.session?.kernel?.status === 'idle';
 }"""
-_DONE = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells]
-  .every((cell) => cell.type !== 'code' || (cell.executionCount > 0 && cell.executionState !== 'running'))"""
+_DONE = """() => {
+  const shown = window.jupyterapp.shell.currentWidget;
+  const cells = [...shown.content.model.cells].filter((cell) => cell.type === 'code');
+  const outputs = (cell) => Array.from({ length: cell.outputs.length }, (_, k) => cell.outputs.get(k).type);
+  if (cells.some((cell) => outputs(cell).includes('error'))) return true; // the rest will not run
+  return cells.every((cell) => cell.executionCount > 0 && cell.executionState !== 'running');
+}"""
 _ASK = """async (code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
   const request = kernel.requestExecute({ code, store_history: false });
@@ -61,9 +66,9 @@ class Lab:
             route.abort()
 
     def run_all(self) -> None:
-        """Run every cell and wait for the last one."""
+        """Run every cell and wait for the last one, or for the first that fails."""
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        self.page.wait_for_function(_DONE, timeout=240_000)
+        self.page.wait_for_function(_DONE, timeout=600_000)
 
     def ask(self, expression: str):
         """Give a Python expression's value in the notebook's kernel."""

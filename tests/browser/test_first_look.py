@@ -36,6 +36,12 @@ def test_every_cell_runs_without_an_error(first_look):
     assert first_look.cell_errors() == []
 
 
+def test_notebook_leaves_a_bundle_that_verifies_and_its_dossier(first_look):
+    left = first_look.ask("sorted(path.name for path in b.folder.iterdir())")
+    assert {"dossier.html", "jailbreak_resistance.wbspec"} <= set(left)
+    assert first_look.ask("wb.verify(b.folder / 'jailbreak_resistance.wbspec').ok")
+
+
 def test_every_panel_is_drawn(first_look):
     for kind in ("strip", "card", "steer"):
         first_look.page.locator(f".wb-{kind}").first.wait_for()

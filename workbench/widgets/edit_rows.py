@@ -97,7 +97,7 @@ class Row:
         """Give Python that makes this edit."""
         if self.item is not None:
             return f"wb.edits.Edits((dataclasses.replace(e.items[{self.number}], value={self.value!r}),))"
-        value = f", {self.value!r}" if self.op in VALUED else ""
+        value = f", {0.0 if self.value is None else self.value!r}" if self.op in VALUED else ""
         positions = f", positions={self.positions!r}" if self.positions != "all" else ""
         return f"wb.edits.{self.op}(b.feature({self.dictionary!r}, {self.index}){value}{positions})"
 
