@@ -28,8 +28,12 @@ from workbench.models.sites import Site
 from workbench.models.subject import Subject
 
 POSITIONS = Positions.of("after_first")
-"""Where a searched candidate and its baseline act: everywhere but at the first token; a chat model decides at a mark
+"""Where a searched candidate acts: everywhere but at the first token; a chat model decides at a mark
 of its template, so special tokens are kept."""
+COEFFICIENTS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Multiples of the difference of means that its tuning tries."""
+KL_SLACK = 1e-3
+"""Nats per token by which the baseline may cost more than the candidate; below this neither is seen on benign text."""
 DOSES = (-1.0, -0.5, 0.5, 0.8, 1.0, 1.2, 2.0)
 """Multiples of the candidate's change of the stream; ±20 % around the candidate are among them."""
 
@@ -88,11 +92,11 @@ def mean_difference(
 
 @dataclass(frozen=True)
 class Baseline:
-    """A difference-of-means arm that was brought to the candidate's benign cost on dev.
+    """A difference-of-means arm that was tuned on dev within the candidate's benign cost.
 
     Attributes:
         edits: What it changes.
-        record: Site, coefficient, and effect and benign KL on dev, per site that was tried.
+        record: Site, coefficient, effect and benign KL on dev, of the pick and of everything that was tried.
     """
 
     edits: Edits
@@ -105,59 +109,57 @@ def tune_difference_of_means(
     dev: Prepared,
     benign: BenignText,
     *,
-    sites: Sequence[Site],
+    like: Edits,
     target_kl: float,
+    coefficients: Sequence[float] = COEFFICIENTS,
     seed: int = 0,
     n: int = 128,
-    steps: int = 7,
 ) -> Baseline:
-    """Give the best difference-of-means edit whose mean benign KL on dev is that of the candidate.
+    """Give the best difference-of-means edit on dev that costs benign text no more than the candidate does.
 
-    At each site both signs are tried at a quarter of the difference, the better one is scaled by bisection until its
-    benign KL meets the candidate's (at most twice the difference), and the site with the best dev effect is kept.
+    It acts at one of the candidate's sites, at its positions and under its gate there. Per site the sign is the one
+    that helps at half the difference; then every coefficient is tried, and of those within the candidate's benign KL
+    the one with the best dev effect is kept, of the best site. Where none is that cheap, it is the cheapest one.
 
     Args:
         subject: The model.
         axis: The target axis.
         dev: Its dev prompts, prepared.
         benign: Benign text of dev.
-        sites: Sites to try: those the candidate writes to.
+        like: The candidate.
         target_kl: The candidate's mean benign KL, nats per token.
+        coefficients: Multiples of the difference to try.
         seed: Seed of the contrast prompts.
         n: Contrast prompts per side.
-        steps: Bisection steps.
     """
-    sign_of_good = 1.0 if axis.direction == "up" else -1.0
+    good = 1.0 if axis.direction == "up" else -1.0
     base = measure(subject, dev).value.mean()
-    tried = []
-    for site in dict.fromkeys(sites):
-        direction = mean_difference(subject, axis, site, n=n, seed=seed)
+    tried: list[tuple[dict, Edits]] = []
 
-        def effect(coefficient: float, target: DirectionTarget = direction) -> float:
-            found = measure(subject, dev, Edits((Edit("add", target, coefficient, POSITIONS),))).value.mean()
-            return float(sign_of_good * (found - base))
-
-        sign = max((-1.0, 1.0), key=lambda one: effect(0.25 * one))
-        low, high = 0.0, 2.0
-        for _ in range(steps):
-            middle = (low + high) / 2
-            kl = benign.cost(Edits((Edit("add", direction, sign * middle, POSITIONS),))).kl.mean()
-            low, high = (middle, high) if kl < target_kl else (low, middle)
-        coefficient = sign * (low + high) / 2
-        edits = Edits((Edit("add", direction, coefficient, POSITIONS),))
+    def look(site: Site, direction: DirectionTarget, coefficient: float) -> dict:
+        edit = next(one for one in like if one.site == site)
+        edits = Edits((Edit("add", direction, coefficient, edit.positions, edit.gate),))
+        gain = float(good * (measure(subject, dev, edits, allow_idle=True).value.mean() - base))
         kl = float(benign.cost(edits).kl.mean())
-        tried.append((effect(coefficient), site, coefficient, kl, edits))
-    best = max(tried, key=lambda one: one[0])
-    record = {
-        "matched_on": "mean benign KL on dev",
-        "target_kl": float(target_kl),
-        "tried": [
-            {"site": str(site), "coefficient": coefficient, "dev_effect": gain, "dev_kl": kl}
-            for gain, site, coefficient, kl, _ in tried
-        ],
-        "site": str(best[1]),
-        "coefficient": best[2],
-        "dev_effect": best[0],
-        "dev_kl": best[3],
-    }
-    return Baseline(best[4], record)
+        record = {"site": str(site), "coefficient": coefficient, "dev_effect": gain, "dev_kl": kl}
+        tried.append((record, edits))
+        return record
+
+    for site in like.sites:
+        direction = mean_difference(subject, axis, site, n=n, seed=seed)
+        sign = max((-1.0, 1.0), key=lambda one: look(site, direction, 0.5 * one)["dev_effect"])
+        for coefficient in coefficients:
+            if coefficient != 0.5:
+                look(site, direction, sign * coefficient)
+    cheap = [one for one in tried if one[0]["dev_kl"] <= target_kl + KL_SLACK]
+    best = max(cheap, key=lambda one: one[0]["dev_effect"]) if cheap else min(tried, key=lambda one: one[0]["dev_kl"])
+    return Baseline(
+        best[1],
+        {
+            "matched_on": "largest dev effect within the candidate's mean benign KL",
+            "target_kl": float(target_kl),
+            "n_tried": len(tried),
+            "tried": [record for record, _ in tried],
+            **best[0],
+        },
+    )

@@ -2,8 +2,9 @@
 
 A group of features is set to where the other side of the axis has them: feature i to relu(absent + a·(present −
 absent)), so a = 0 is the absent side's mean and a = −1 goes as far beyond it. The search varies sites, group size, the
-strength a, and whether the group acts only where its best feature is active. What it picks is a hypothesis; how many
-were tried goes into the plan, because the best of many flatters itself.
+strength a, and whether the group acts only where a gate feature is active: the best one of a gate axis, such as one
+that tells harmful requests from harmless look-alikes. What it picks is a hypothesis; how many were tried goes into the
+plan, because the best of many flatters itself.
 
 Example:
     >>> found = search(subject, dictionaries, axis, guards=others, benign=texts)
@@ -35,8 +36,8 @@ STRENGTHS_DOWN = (0.0, -0.5, -1.0, -2.0)
 STRENGTHS_UP = (1.0, 1.5, 2.0, 3.0)
 N_DEV = 96
 """Dev prompts per axis that a candidate is judged on."""
-N_FINALISTS = 16
-"""Candidates whose harm on every other axis is looked at."""
+N_FINALISTS = 48
+"""Most candidates whose cost on benign text and on the other axes is looked at."""
 SAFETY = 0.6
 """Share of an axis's margin that a finalist may use up on dev, so that the test split has room for noise."""
 
@@ -49,7 +50,7 @@ class Group:
         dictionaries: Ids of the dictionaries whose best features are set, all at once.
         k: Features per dictionary.
         strength: The a of relu(absent + a·(present − absent)).
-        gated: Whether it acts only at tokens where the best feature of its dictionary is active.
+        gated: Whether it acts only at tokens where its dictionary's best feature of the gate axis is active.
     """
 
     dictionaries: tuple[str, ...]
@@ -66,6 +67,7 @@ class Found:
         edits: The candidate.
         group: Its point of the search space.
         ranking: The ranking that its features were taken from.
+        gate_ranking: The ranking that gate features were taken from.
         tried: One record per candidate, in the order tried; `chosen` marks the pick.
         rule: How it was picked.
         space: What was searched.
@@ -76,6 +78,7 @@ class Found:
     edits: Edits
     group: Group
     ranking: Ranking
+    gate_ranking: Ranking
     tried: tuple[dict, ...]
     rule: str
     space: str
@@ -88,8 +91,16 @@ class Found:
         return tuple(row for name in self.group.dictionaries for row in self.ranking.top(self.group.k, dictionary=name))
 
 
-def build(ranking: Ranking, dictionaries: Mapping[str, Dictionary], group: Group) -> Edits:
+def build(
+    ranking: Ranking, dictionaries: Mapping[str, Dictionary], group: Group, *, gate_ranking: Ranking | None = None
+) -> Edits:
     """Build the edits of one point of the search space.
+
+    Args:
+        ranking: Where the features come from, best first.
+        dictionaries: Dictionaries by id.
+        group: The point.
+        gate_ranking: Where the gate feature comes from; the same ranking where absent.
 
     Raises:
         TrialError: A dictionary has fewer live features than the group needs.
@@ -99,7 +110,7 @@ def build(ranking: Ranking, dictionaries: Mapping[str, Dictionary], group: Group
         rows = ranking.top(group.k, dictionary=name)
         if len(rows) < group.k:
             raise TrialError(f"a group of {group.k} features, the ranking has {len(rows)} live ones", where=name)
-        gate = _gate(ranking, dictionaries[name], name) if group.gated else None
+        gate = _gate(gate_ranking or ranking, dictionaries[name], name) if group.gated else None
         for row in rows:
             value = max(0.0, row.mean_absent + group.strength * (row.mean_present - row.mean_absent))
             target = FeatureTarget.of(dictionaries[name], row.index)
@@ -126,6 +137,7 @@ def search(
     site_groups: Sequence[tuple[str, ...]] | None = None,
     sizes: Sequence[int] = SIZES,
     strengths: Sequence[float] | None = None,
+    gate_axis: Axis | None = None,
     gates: Sequence[bool] = (False, True),
     kl_limit: float = 0.05,
     n_dev: int = N_DEV,
@@ -144,6 +156,7 @@ def search(
         site_groups: Dictionary ids that are edited together; each alone, neighbours, and all where absent.
         sizes: Features per dictionary.
         strengths: Values of a; where absent, the side that helps is found first and its four strengths are tried.
+        gate_axis: Axis whose concept opens the gate; the searched axis itself where absent.
         gates: Ungated, gated, or both.
         kl_limit: Largest mean benign KL of a finalist, nats per token.
         n_dev: Dev prompts per axis.
@@ -156,13 +169,17 @@ def search(
     """
     options = {"n": n_rank, "seed": seed, "n_intervals": 4 * max(sizes) * len(dictionaries), "cancel": cancel}
     ranking = rank(subject, dictionaries, axis, by="separation", **options)
-    looked = _Look(subject, axis, guards, benign, ranking, dictionaries, n_dev=n_dev, seed=seed, cancel=cancel)
+    gate_ranking = ranking
+    if gate_axis is not None and any(gates):
+        gate_ranking = rank(subject, dictionaries, gate_axis, by="separation", **{**options, "n_intervals": 50})
+    rankings = ranking, gate_ranking
+    looked = _Look(subject, axis, guards, benign, rankings, dictionaries, n_dev=n_dev, seed=seed, cancel=cancel)
     groups = tuple(site_groups) if site_groups is not None else _site_groups(tuple(dictionaries))
     with Progress("searching", None, cancel=cancel) as bar:
         for names in groups:
             for gated in gates:
                 for group in looked.grid(names, sizes, strengths, gated):
-                    looked.look(group)
+                    looked.gain(group)
                     bar.advance()
         best = looked.choose(kl_limit, bar)
     space = (
@@ -170,11 +187,13 @@ def search(
         f"set to relu(absent + a·(present − absent)), a from "
         f"{', '.join(f'{a:g}' for a in (strengths or (*STRENGTHS_DOWN, *STRENGTHS_UP)))}; "
         f"{' and '.join('gated' if one else 'ungated' for one in gates)}"
+        f"{f' on {gate_axis.id}' if gate_axis is not None and any(gates) else ''}"
     )
     return Found(
-        edits=build(ranking, dictionaries, best),
+        edits=looked.build(best),
         group=best,
         ranking=ranking,
+        gate_ranking=gate_ranking,
         tried=tuple(looked.tried.values()),
         rule=_rule(axis, kl_limit, n_dev),
         space=space,
@@ -185,9 +204,9 @@ def search(
 
 def _rule(axis: Axis, kl_limit: float, n_dev: int) -> str:
     return (
-        f"On {n_dev} dev prompts per axis: among candidates with mean benign KL ≤ {kl_limit:g} nats per token, the "
-        f"{N_FINALISTS} with the largest gain on {axis.id} were read on every other axis; of those that use less than "
-        f"{SAFETY:g} of each margin, the one with the largest gain; if none, the one that exceeds them least."
+        f"On {n_dev} dev prompts per axis: in the order of their gain on {axis.id}, candidates with a mean benign KL "
+        f"of at most {kl_limit:g} nats per token were read on every other axis, until one used less than {SAFETY:g} of "
+        f"each margin; that one. If none of the first {N_FINALISTS} did, the one that exceeds them least."
     )
 
 
@@ -206,14 +225,15 @@ class _Look:
         axis: Axis,
         guards: Sequence[Axis],
         benign: Sequence[str],
-        ranking: Ranking,
+        rankings: tuple[Ranking, Ranking],
         dictionaries: Mapping[str, Dictionary],
         *,
         n_dev: int,
         seed: int,
         cancel: CancelToken | None,
     ):
-        self.subject, self.axis, self.ranking, self.dictionaries = subject, axis, ranking, dictionaries
+        self.subject, self.axis, self.dictionaries = subject, axis, dictionaries
+        self.ranking, self.gate_ranking = rankings
         self.cancel = cancel
         self.tried: dict[Group, dict] = {}
         self._known: dict[str, Group] = {}
@@ -239,16 +259,13 @@ class _Look:
         """Give the mean gain of a candidate on the axis, in the good direction, and write it down."""
         return self._tried(group)["gain"]
 
-    def look(self, group: Group) -> None:
-        """Read a candidate's gain, and its benign cost where it helps at all."""
-        one = self._tried(group)
-        if one["gain"] > 0.02 and one["benign_kl"] is None:
-            edits = build(self.ranking, self.dictionaries, group)
-            one["benign_kl"] = float(self.text.cost(edits, cancel=self.cancel).kl.mean())
+    def build(self, group: Group) -> Edits:
+        """Build the edits of a point of the space."""
+        return build(self.ranking, self.dictionaries, group, gate_ranking=self.gate_ranking)
 
     def _tried(self, group: Group) -> dict:
         """Give the record of a candidate; two points of the space that make the same edits are one candidate."""
-        edits = build(self.ranking, self.dictionaries, group)
+        edits = self.build(group)
         first = self._known.setdefault(edits.digest(), group)
         if first not in self.tried:
             found = self._target(group.dictionaries, edits)
@@ -266,26 +283,27 @@ class _Look:
         return self.tried[first]
 
     def choose(self, kl_limit: float, bar: Progress) -> Group:
-        """Read the finalists on every other axis and pick by the rule."""
-        affordable = [
-            group
-            for group, one in self.tried.items()
-            if one["benign_kl"] is not None and one["benign_kl"] <= kl_limit and one["gain"] > 0
-        ]
-        if not affordable:
+        """Read candidates in the order of their gain on benign text and on every other axis, and pick by the rule."""
+        helping = [group for group, one in self.tried.items() if one["gain"] > 0]
+        excess: dict[Group, float] = {}
+        for group in sorted(helping, key=lambda group: -self.tried[group]["gain"]):
+            one, edits = self.tried[group], self.build(group)
+            one["benign_kl"] = float(self.text.cost(edits, cancel=self.cancel).kl.mean())
+            bar.advance()
+            if one["benign_kl"] > kl_limit:
+                continue
+            one["worse"] = {name: self._worse(name, edits) for name in self.guards}
+            excess[group] = self._excess(one["worse"])
+            if excess[group] == 0 or len(excess) == N_FINALISTS:
+                break
+        if not excess:
             best = max((one["gain"] for one in self.tried.values()), default=0.0)
             raise TrialError(
                 f"none of {len(self.tried)} candidates moves {self.axis.id} the good way within a benign KL of "
                 f"{kl_limit:g}; the largest gain at any cost was {best:+.3f}",
                 hint="allow more benign cost, or give other sites, sizes or strengths",
             )
-        finalists = sorted(affordable, key=lambda group: -self.tried[group]["gain"])[:N_FINALISTS]
-        for group in finalists:
-            edits = build(self.ranking, self.dictionaries, group)
-            self.tried[group]["worse"] = {name: self._worse(name, edits) for name in self.guards}
-            bar.advance()
-        excess = {group: self._excess(self.tried[group]["worse"]) for group in finalists}
-        best = min(finalists, key=lambda group: (excess[group], -self.tried[group]["gain"]))
+        best = min(excess, key=lambda group: (excess[group], -self.tried[group]["gain"]))
         self.tried[best]["chosen"] = True
         return best
 

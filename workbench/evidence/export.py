@@ -88,8 +88,8 @@ def export(
         dictionaries: Dictionaries by id.
         texts: What a person says about it.
         kind: `edit` or `diagnostic`.
-        found: The search that picked it; without one, the plan's own words are used.
-        ranking: Where the features' selection evidence comes from; the search's where absent.
+        found: The search that picked it; its rankings are the features' selection evidence.
+        ranking: Selection evidence from elsewhere, looked at first.
         corpus: Documents that density, largest activation and examples of the features are measured on.
         corpus_name: What they are.
         overwrite: Replace a bundle that is already there.
@@ -106,7 +106,8 @@ def export(
     arrays = {name: np.ascontiguousarray(tensor.numpy(), np.float32) for name, tensor in tensors.items()}
     axis = measurement.plan.axes[plan.primary]
     used = {one.id: one for one in used_dictionaries(edits, dictionaries.values())}
-    notes = _FeatureNotes(subject, used, axis, ranking or (found.ranking if found else None), texts)
+    rankings = [one for one in (ranking, *((found.ranking, found.gate_ranking) if found else ())) if one is not None]
+    notes = _FeatureNotes(subject, used, axis, rankings, texts)
     spec = Spec(
         kind=kind,  # type: ignore[arg-type]
         name=texts.name,
@@ -170,18 +171,15 @@ class _FeatureNotes:
         subject: Subject,
         dictionaries: Mapping[str, Dictionary],
         axis: Axis,
-        ranking: Ranking | None,
+        rankings: Sequence[Ranking],
         texts: Texts,
     ):
-        self.subject, self.dictionaries, self.axis, self.ranking, self.texts = (
-            subject,
-            dictionaries,
-            axis,
-            ranking,
-            texts,
-        )
-        rows = ranking.rows if ranking else ()
-        self._ranked = {(row.dictionary, row.index): (place, row) for place, row in enumerate(rows, start=1)}
+        self.subject, self.dictionaries, self.axis, self.texts = subject, dictionaries, axis, texts
+        self._selected: dict[tuple[str, int], SelectionRecord] = {}
+        for ranking in rankings:
+            for place, row in enumerate(ranking.rows, start=1):
+                if row.effect_interval is not None:
+                    self._selected.setdefault((row.dictionary, row.index), _selection_record(ranking, place, row))
 
     def records(self, edits: Edits, corpus: Sequence[str], corpus_name: str) -> tuple[FeatureRecord, ...]:
         targets = [edit.target for edit in edits] + [edit.gate.target for edit in edits if edit.gate]
@@ -230,11 +228,10 @@ class _FeatureNotes:
         }
 
     def _selection(self, name: str, index: int, missing: dict[str, str]) -> SelectionRecord | None:
-        place, row = self._ranked.get((name, index), (None, None))
-        if self.ranking is None or row is None or row.effect_interval is None:
+        found = self._selected.get((name, index))
+        if found is None:
             missing["selection"] = "it was not among the ranked features that intervals were computed for"
-            return None
-        return _selection_record(self.ranking, place, row)
+        return found
 
     def _ablation(
         self, name: str, index: int, dev: Prepared | None, level: float, missing: dict[str, str]

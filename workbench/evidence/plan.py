@@ -133,6 +133,7 @@ class Draft:
         primary: Id of the axis that the claim stands on.
         n: Prompts per axis id; `N_PROMPTS` where absent.
         margins: Margin per axis id; the axis's own where absent.
+        rules: Rule per axis id other than the primary one: `not_worse` where absent, or `unchanged`.
         n_controls: Controls on the primary axis.
         n_off_target_controls: Controls on every other axis; none is usual, their rule needs none.
         doses: Dose arms of the primary axis.
@@ -167,6 +168,7 @@ class Draft:
         seen: Sequence[AxisItem] = (),
         n: Mapping[str, int] | None = None,
         margins: Mapping[str, float] | None = None,
+        rules: Mapping[str, str] | None = None,
         n_controls: int = N_CONTROLS,
         n_off_target_controls: int = 0,
         doses: Sequence[float] = DOSES,
@@ -182,7 +184,7 @@ class Draft:
         self.selection_rule, self.candidates_tried = selection_rule, candidates_tried
         self.dictionaries, self.baseline, self.benign = tuple(dictionaries), baseline, _drawn(benign)
         self.seen = frozenset(item.text for item in seen)
-        self.n, self.margins = dict(n or {}), dict(margins or {})
+        self.n, self.margins, self.rules = dict(n or {}), dict(margins or {}), dict(rules or {})
         self.n_controls, self.n_off_target_controls = n_controls, n_off_target_controls
         self.doses, self.alpha, self.min_clusters, self.batch_size = tuple(doses), alpha, min_clusters, batch_size
 
@@ -282,7 +284,6 @@ class Draft:
 
     def _declare(self, axis: Axis) -> AxisDeclaration:
         primary = axis.id == self.primary
-        rule = "beyond_controls" if primary else "unchanged" if axis.kind == "evaluation_awareness" else "not_worse"
         return AxisDeclaration(
             id=axis.id,
             title=axis.title,
@@ -296,7 +297,7 @@ class Draft:
             metric=axis.metric,
             metric_type="teacher_forced",
             scorer="next-token probability",
-            rule=rule,
+            rule="beyond_controls" if primary else self.rules.get(axis.id, "not_worse"),  # type: ignore[arg-type]
             margin=self._margin(axis),
             alpha=self.alpha,
             n=self._n(axis),
@@ -333,8 +334,9 @@ class Draft:
                     id="difference_of_means",
                     kind="difference_of_means",
                     description=f"{record['coefficient']:+.3f} × the difference of means, added at {record['site']}.",
-                    tuning=f"Sites and sign by dev effect; coefficient by {record['matched_on']} "
-                    f"({record['dev_kl']:.4f} against the candidate's {record['target_kl']:.4f} nats per token).",
+                    tuning=f"Site, sign and coefficient on dev among {record['n_tried']} tried: {record['matched_on']} "
+                    f"({record['dev_kl']:.4f} against {record['target_kl']:.4f} nats per token); same positions and "
+                    "gate.",
                     edits=self.baseline.edits.digest(),
                 )
             )
