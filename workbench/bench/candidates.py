@@ -58,7 +58,7 @@ def commit(journal: Journal, folder: Path, edits: Edits, *, why: str) -> Candida
     digest = edits.digest()
     path = _tensor_path(folder, digest)
     if not path.exists():
-        write_atomic(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        write_atomic(path, save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}))
     number = len(journal.records("committed")) + 1
     record = journal.append("committed", {"candidate": f"c{number}", "why": why, "digest": digest, "edits": documents})
     return Candidate(f"c{number}", edits, why, record.time, digest)
