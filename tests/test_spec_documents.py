@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import spec_bundle
@@ -22,6 +24,7 @@ from workbench.spec.documents import base, edit, manifest, measurement, plan, sp
 from workbench.spec.documents.edit import EditDocument
 from workbench.spec.documents.spec import Spec
 from workbench.spec.documents.subject import FeatureRecord
+from workbench.spec.parquet import read_table, write_table
 from workbench.spec.strict import check_canonical, loads
 from workbench.spec.summary import summary_json, summary_text
 from workbench.spec.tensors import read_tensors, write_tensors
@@ -216,6 +219,31 @@ def test_outcomes_round_trip_through_parquet(parts):
     assert columns.to_bytes() == back.to_bytes()
 
 
+def test_any_parquet_reader_opens_the_outcomes(parts):
+    columns = parts.outcomes["resistance"]
+    table = pq.read_table(pa.BufferReader(columns.to_bytes()))
+    types = {"prompt": pa.int32(), "cue": pa.string(), "item": pa.string(), "arm": pa.string(), "sample": pa.int32()}
+    assert {field.name: field.type for field in table.schema} == {**types, "value": pa.float64(), "mass": pa.float64()}
+    for name in table.column_names:
+        assert table.column(name).to_pylist() == getattr(columns, name).tolist(), name
+
+
+labels = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+
+@given(st.lists(st.tuples(st.integers(-(2**31), 2**31 - 1), labels, finite), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_tables_round_trip_and_have_one_form(rows):
+    numbers, words, reals = (list(column) for column in zip(*rows, strict=True))
+    kinds = {"n": "int32", "w": "string", "x": "float64"}
+    table = {"n": np.array(numbers), "w": np.array(words, object), "x": np.array(reals)}
+    data = write_table(table, kinds)
+    found = read_table(data, kinds, path="t", max_rows=40)
+    assert (found["n"].tolist(), found["w"].tolist()) == (numbers, words)
+    assert found["x"].tobytes() == table["x"].tobytes()
+    assert pq.read_table(pa.BufferReader(data)).column("w").to_pylist() == words
+
+
 def test_a_monitor_needs_no_edit(parts):
     value = {**spec_bundle.parts().spec, "kind": "monitor", "edits": []}
     value["tensors"] = {**value["tensors"], "tensors": []}
@@ -322,7 +350,7 @@ def test_verifying_imports_neither_torch_nor_scipy(files, tmp_path):
     target = write_files(tmp_path / "b.wbspec", files)
     code = (
         "import sys; from workbench.spec.verify import verify; found = verify(sys.argv[1]); "
-        "print(found.ok, sorted({'torch', 'transformers', 'scipy', 'jaxtyping', 'pandas'} & set(sys.modules)))"
+        "print(found.ok, sorted({'torch', 'transformers', 'scipy', 'pandas', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True)
     assert done.stdout == "True []\n", done.stderr[-2000:]

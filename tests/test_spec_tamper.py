@@ -1,5 +1,6 @@
 """A bundle that was damaged, dressed up or forged is refused, and the file and the reason are named."""
 
+import io
 import json
 import os
 import pickle
@@ -10,6 +11,8 @@ import zlib
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import spec_bundle
 
@@ -19,6 +22,7 @@ from workbench.spec import archive
 from workbench.spec.archive import pack, read_files, unpack, write_files
 from workbench.spec.bundle import DOCUMENTS, check_manifest, read_bundle, write_bundle
 from workbench.spec.documents.manifest import Manifest
+from workbench.spec.outcomes import read_outcomes
 from workbench.spec.tensors import read_tensors
 from workbench.spec.verify import verify, verify_files
 
@@ -212,7 +216,6 @@ def test_an_ordinary_zip_of_the_same_files_is_refused_with_a_reason(files, tmp_p
 
 
 def test_an_archive_opens_in_an_ordinary_zip_reader(files):
-    import io
     import zipfile
 
     with zipfile.ZipFile(io.BytesIO(pack(files))) as opened:
@@ -585,23 +588,52 @@ def test_an_outcome_that_is_not_finite_is_refused(parts, value):
         spec_bundle.arrange_from_bytes(replace(columns, value=values))
 
 
-def test_outcomes_with_other_columns_are_refused(files):
-    import io
+def test_outcomes_in_any_other_form_of_parquet_are_refused(files):
+    data = files["outcomes/cue.parquet"]
+    table = pq.read_table(pa.BufferReader(data))
+    for options in ({}, {"compression": "gzip"}, {"use_dictionary": False, "compression": "none"}):
+        sink = io.BytesIO()
+        pq.write_table(table, sink, **options)
+        with pytest.raises(BundleError, match="outcomes are written"):
+            read_outcomes(sink.getvalue(), path="outcomes/cue.parquet")
 
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from workbench.spec.outcomes import read_outcomes
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a Parquet file"),
+        (b"PAR1PAR1", "page is missing"),
+        (b"PAR1" + b"\xff" * 40 + b"PAR1", "page is missing"),
+    ],
+)
+def test_what_only_looks_like_parquet_is_refused(data, words):
+    with pytest.raises(BundleError, match=words):
+        read_outcomes(data, path="outcomes/cue.parquet")
 
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"prompt": [1], "value": [0.5]}), sink)
-    for data, words in (
-        (sink.getvalue(), "columns are"),
-        (b"PAR1" + b"\0" * 40 + b"PAR1", "Parquet"),
-        (b"x", "Parquet"),
-    ):
-        with pytest.raises(BundleError, match=words):
-            read_outcomes(data, path="outcomes/cue.parquet")
+
+def test_outcomes_damaged_anywhere_are_refused_or_read_as_what_they_say(files):
+    """Re-hashed damage: no byte makes the reader fail, hang or give two readings of one table."""
+    data, generator = files["outcomes/cue.parquet"], np.random.default_rng(0)
+    accepted = 0
+    for _ in range(1500):
+        broken = bytearray(data)
+        kind, at = generator.integers(4), int(generator.integers(len(data)))
+        if kind == 0:
+            broken[at] = generator.integers(256)
+        elif kind == 1:
+            del broken[at : at + int(generator.integers(1, 30))]
+        elif kind == 2:
+            broken[at:at] = generator.bytes(int(generator.integers(1, 9)))
+        else:
+            broken[at : at + 4] = b"\xff\xff\xff\x7f"
+        try:
+            found = read_outcomes(bytes(broken), path="outcomes/cue.parquet")
+        except BundleError as refusal:
+            assert refusal.check == "outcomes"  # noqa: PT017
+        else:
+            accepted += 1
+            assert found.to_bytes() == bytes(broken)
+    assert 0 < accepted < 900
 
 
 def test_outcomes_swapped_between_axes_are_refused(parts, files):

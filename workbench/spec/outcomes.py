@@ -1,36 +1,31 @@
 """Every single outcome of a trial as columns, in one Parquet file per axis.
 
 An outcome is the value of one prompt in one arm. The file opens in pandas, DuckDB or R, so a reviewer recomputes
-without this software; here it is read against a fixed schema with bounded sizes.
+without this software; here it is read and written by `workbench.spec.parquet`, in one form.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workbench.core.errors import BundleError, TrialError
+from workbench.spec.parquet import ColumnKind, read_table, write_table
 
 MAX_ROWS = 5_000_000
 """Most outcomes of one axis."""
-_METADATA_LIMITS = {"thrift_string_size_limit": 2**20, "thrift_container_size_limit": 2**16}
 
-SCHEMA = pa.schema(
-    [
-        pa.field("prompt", pa.int32(), nullable=False),
-        pa.field("cue", pa.string(), nullable=False),
-        pa.field("item", pa.string(), nullable=False),
-        pa.field("arm", pa.string(), nullable=False),
-        pa.field("sample", pa.int32(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
-        pa.field("mass", pa.float64(), nullable=False),
-    ]
-)
+COLUMNS: dict[str, ColumnKind] = {
+    "prompt": "int32",
+    "cue": "string",
+    "item": "string",
+    "arm": "string",
+    "sample": "int32",
+    "value": "float64",
+    "mass": "float64",
+}
 """`prompt`: number in the measurement's list; `cue` and `item`: cluster labels, equal where they repeat; `arm`;
 `sample`: number of the sampled text, 0 where the metric is teacher-forced; `value`; `mass`: probability of the event
 and its alternative together."""
@@ -91,19 +86,16 @@ class Outcomes:
         )
 
     def to_bytes(self) -> bytes:
-        """Give the Parquet file."""
-        table = pa.table({name: pa.array(getattr(self, name)) for name in SCHEMA.names}, schema=SCHEMA)
-        sink = io.BytesIO()
-        dictionary = ["cue", "item", "arm", "prompt", "sample"]
-        pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary, store_schema=False, version="2.6")
-        return sink.getvalue()
+        """Give the Parquet file: the same outcomes give the same bytes everywhere."""
+        return write_table({name: getattr(self, name) for name in COLUMNS}, COLUMNS)
 
     @cached_property
     def _index(self) -> dict[str, np.ndarray]:
-        arms, member = np.unique(self.arm.astype(str), return_inverse=True)
+        number: dict[str, int] = {}
+        member = np.fromiter((number.setdefault(arm, len(number)) for arm in self.arm), np.int64, len(self.arm))
         order = np.argsort(member, kind="stable")
-        bounds = np.searchsorted(member[order], np.arange(len(arms) + 1))
-        return {str(arm): order[bounds[k] : bounds[k + 1]] for k, arm in enumerate(arms)}
+        bounds = np.searchsorted(member[order], np.arange(len(number) + 1))
+        return {arm: order[bounds[k] : bounds[k + 1]] for arm, k in number.items()}
 
     @property
     def arms(self) -> list[str]:
@@ -119,40 +111,11 @@ def read_outcomes(data: bytes, *, path: str) -> Outcomes:
     """Read an axis's outcomes.
 
     Raises:
-        BundleError: Not Parquet, another schema, too many rows, a missing value or one that is not finite; its check
-            is `outcomes`.
+        BundleError: Not Parquet, other columns, too many rows, or a number that is not finite; its check is
+            `outcomes`.
     """
-
-    def refuse(message: str) -> BundleError:
-        return BundleError(message, check="outcomes", path=path)
-
-    if data[:4] != b"PAR1" or data[-4:] != b"PAR1":
-        raise refuse("is not a Parquet file")
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), **_METADATA_LIMITS)
-        if not file.schema_arrow.equals(SCHEMA):
-            raise refuse(f"columns are {str(file.schema_arrow.names)[:120]}, expected {SCHEMA.names} with their types")
-        groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
-        size = sum(group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns))
-        if not 0 < file.metadata.num_rows <= MAX_ROWS or not 0 < size <= 64 * MAX_ROWS:
-            raise refuse(f"{file.metadata.num_rows} rows in {size} bytes, at most {MAX_ROWS} rows are read")
-        table = file.read(use_threads=False)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise refuse(f"cannot be read as Parquet: {str(error)[:200]}") from error
-    if any(table.column(name).null_count for name in SCHEMA.names):
-        raise refuse("a value is missing")
-    columns = {name: _plain(table.column(name).combine_chunks()) for name in SCHEMA.names}
+    columns = read_table(data, COLUMNS, path=path, max_rows=MAX_ROWS)
     for name in ("value", "mass"):
         if not np.isfinite(columns[name]).all():
-            raise refuse(f"{name} holds a number that is not finite")
+            raise BundleError(f"{name} holds a number that is not finite", check="outcomes", path=path)
     return Outcomes(**columns)
-
-
-def _plain(column: pa.Array) -> np.ndarray:
-    """Give a column without gaps as numpy; pyarrow's own way imports pandas, for half a second, where it is there."""
-    if pa.types.is_string(column.type):
-        encoded = column.dictionary_encode()
-        return np.array(encoded.dictionary.to_pylist(), object)[_plain(encoded.indices)]
-    dtype = np.dtype({"float": "f4", "double": "f8"}.get(str(column.type), str(column.type)))
-    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
