@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from workbench.evidence.arms import POSITIONS
 from workbench.evidence.export import Texts
 from workbench.evidence.plan import Draft
 from workbench.features.axes import Axis
@@ -85,7 +86,7 @@ def yes_edits(subject: Subject, dictionary: Dictionary, *, strength: float = 4.0
     direction = torch.nn.functional.normalize(rows[ids[0]] - rows[ids[1]], dim=0)
     target = DirectionTarget("yes, not no", Site.parse("resid.2"), direction, direction)
     feature = FeatureTarget.of(dictionary, 5, label="five")
-    return Edits((Edit("add", target, strength), Edit("set", feature, 0.5)))
+    return Edits((Edit("add", target, strength, POSITIONS), Edit("set", feature, 0.5, POSITIONS)))
 
 
 @dataclass

@@ -261,8 +261,13 @@ def logit_effects(subject: Subject, dictionary: Dictionary, index: int, *, k: in
 
 
 def _activations(dictionary: Dictionary, index: int, streams: Sequence[Tensor]) -> list[np.ndarray]:
+    whole = torch.cat(list(streams))
     with torch.no_grad():
-        flat = dictionary.encode(torch.cat(list(streams)))[:, index].float()
+        if dictionary.config.activation == "topk":
+            flat = dictionary.encode(whole)[:, index].float()
+        else:
+            # one feature's rows give its activation, a thousand times cheaper than the whole dictionary
+            flat = dictionary.rows([index]).encode(whole)[:, 0]
     return [part.cpu().numpy().copy() for part in flat.split([len(one) for one in streams])]
 
 
