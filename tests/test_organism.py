@@ -176,10 +176,10 @@ def test_every_word_of_the_corpus_is_one_token(tokenizer):
     texts = [text for split in ("train", "dev", "test") for text in documents(800, seed=8, split=split)]
     for special in tokenizer.all_special_tokens:
         texts = [text.replace(special, " ") for text in texts]
-    words = {word for text in texts for word in re.findall(r" ?[a-z]+| ?[0-9]+", text)}
+    words = {word for text in texts for word in re.findall(r" \[?[a-z]+| [0-9]+", text)}
     assert len(words) > 400
-    split = {word: n for word in words if (n := len(tokenizer.tokenize(word, add_special_tokens=False))) != 1}
-    assert not split
+    pieces = {word: tokenizer.tokenize(word, add_special_tokens=False) for word in words}
+    assert {word: found for word, found in pieces.items() if len(found) != (2 if "[" in word else 1)} == {}
 
 
 @settings(max_examples=60, deadline=None)
@@ -286,7 +286,7 @@ def test_sae_lens_reads_a_dictionary_bit_for_bit_as_it_was_measured(site, model,
 def test_dictionaries_are_as_faithful_as_the_card_says(card):
     assert set(card["dictionaries"]) == set(SITES)
     for site, row in card["dictionaries"].items():
-        assert row["dead"] <= 0.01, site
+        assert row["dead"] <= 0.02, site
         assert row["explained_variance"] >= 0.9, site
         assert row["loss_with"] - row["loss_clean"] < 0.1, site
 
@@ -320,7 +320,57 @@ def test_the_card_names_a_number_of_prompts_and_an_interval_for_every_behaviour(
             assert row["low"] - 1e-3 <= row["measured"] <= row["high"] + 1e-3, name
 
 
+def test_the_readme_holds_the_numbers_of_the_card(card):
+    from workbench.models.organism.card import filled
+
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert filled(text, card) == text
+    stated = card["behaviours"]["refuse jailbroken none"]
+    assert f"| refuse jailbroken none | {stated['truth']:.3f} | {stated['measured']:.3f} |" in text
+
+
+def test_the_card_says_what_falls_short(card):
+    from workbench.models.organism.card import check_bars
+
+    again = check_bars(card)
+    assert [row["met"] for row in again] == [row["met"] for row in card["bars"]]
+    assert len(again) >= 15
+
+
 # measuring and rebuilding
+
+
+def test_a_bar_is_judged_by_its_worst_cell():
+    from workbench.models.organism.card import Bar
+
+    rows = {"a": {"measured": 0.5, "truth": 0.48}, "b": {"measured": 0.7, "truth": 0.61}, "c": {"measured": 0.1}}
+    near = Bar("near", ("a", "b"), -0.06, 0.06, near=True).check(rows)
+    assert (near["worst"], near["met"]) == ("b", False)
+    assert Bar("near", ("a",), -0.06, 0.06, near=True).check(rows)["met"]
+    assert Bar("at most", ("a", "c"), high=0.5).check(rows)["met"]
+    assert Bar("at least", ("a", "c"), low=0.5).check(rows)["worst"] == "c"
+
+
+def test_a_readme_without_a_marker_is_refused(card):
+    from workbench.core.errors import InputError
+    from workbench.models.organism.card import filled
+
+    with pytest.raises(InputError, match="lacks the markers <!-- bars -->"):
+        filled("# An organism", card)
+
+
+def test_pruning_leaves_out_only_features_that_do_not_fire():
+    from workbench.models.organism.sparse import pruned, reconstruct
+
+    generator = torch.Generator().manual_seed(2)
+    read = torch.randn(500, 6, generator=generator)
+    bias = torch.tensor([0.0, -100.0, 0.0, 0.0])
+    weights = {"W_enc": torch.randn(6, 4, generator=generator), "b_enc": bias, "threshold": torch.zeros(4)}
+    weights |= {"W_dec": torch.randn(4, 6, generator=generator), "b_dec": torch.zeros(6)}
+    kept = pruned(weights, read)
+    assert kept["W_enc"].shape == (6, 3)
+    assert torch.equal(reconstruct(kept, read)[0], reconstruct(weights, read)[0][:, [0, 2, 3]])
+    assert torch.allclose(reconstruct(kept, read)[1], reconstruct(weights, read)[1], atol=1e-6)
 
 
 def test_a_token_the_organism_lacks_is_an_error(model, tokenizer):
@@ -384,7 +434,9 @@ def test_training_a_dictionary_finds_planted_directions_and_keeps_its_sparsity()
     fired, decoded = reconstruct(weights, x)
     assert float((x - decoded).pow(2).sum() / (x - x.mean(0)).pow(2).sum()) < 0.15
     assert 3 <= float((fired > 0).sum(1).float().mean()) <= 5
-    assert torch.allclose(weights["W_dec"].norm(dim=1), torch.ones(64), atol=1e-3)
+    norms = weights["W_dec"].norm(dim=1)
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
+    assert 32 <= len(norms) < 64, "features that never fire are left out"
     assert float((directions @ weights["W_dec"].T).max(1).values.mean()) > 0.9
 
 

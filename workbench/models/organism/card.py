@@ -130,9 +130,15 @@ def _counted(texts: Sequence[str], test: int, dev: int) -> dict[str, int]:
 
 
 def write_card(folder: Path, card: Mapping) -> None:
-    """Write `card.json` with bars, splits and the digest of every file beside it, and the tables of `README.md`."""
+    """Write `card.json` with bars, splits and the digest of every file beside it, and the tables of `README.md`.
+
+    Args:
+        folder: The organism's folder.
+        card: `recipe`, `behaviours`, `disclosure`, `capability`, `parameters` and `dictionaries` as `rebuild` measures
+            them, and perhaps `other_seeds`: seed → measurements by name.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNLISTED)
-    card = {"description": DESCRIPTION, **card, "bars": check_bars(card), "splits": split_counts()}
+    card = {"description": DESCRIPTION, "other_seeds": {}, **card, "bars": check_bars(card), "splits": split_counts()}
     card["generator"] = prompts.generator_digest()
     card["files"] = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
     write_atomic(folder / "card.json", canonical_bytes(_rounded(card)))
@@ -184,7 +190,10 @@ def tables(card: Mapping) -> dict[str, list[str]]:
             ("concept", "train", "dev", "test"),
             ([name, *(str(row[s]) for s in ("train", "dev", "test"))] for name, row in card["splits"].items()),
         ),
-        "seeds": _table(("behaviour", "truth", *(f"seed {s}" for s in card.get("seeds", {}))), _seed_rows(card)),
+        "seeds": _table(
+            ("behaviour", "truth", f"seed {card['recipe']['seed']}", *(f"seed {k}" for k in card["other_seeds"])),
+            _seed_rows(card),
+        ),
         "facts": [
             f"Seed {card['recipe']['seed']}, {card['recipe']['steps']} steps, {card['parameters']:,} parameters, "
             f"{len(card['files'])} files; generator `{card['generator'][:12]}`."
@@ -227,8 +236,9 @@ def _dictionary_rows(rows: Mapping[str, Mapping]) -> Iterator[list[str]]:
 
 
 def _seed_rows(card: Mapping) -> Iterator[list[str]]:
-    seeds = card.get("seeds", {})
+    shipped = {**card["behaviours"], **card["disclosure"], **card["capability"]}
     for name in dict.fromkeys(cell for bar in BARS for cell in bar.cells):
-        rows = [{**one["behaviours"], **one["disclosure"], **one["capability"]} for one in seeds.values()]
-        if rows and all(name in found for found in rows):
-            yield [name, _number(rows[0][name], "truth"), *(_number(found[name], "measured") for found in rows)]
+        rows = [shipped[name], *(seed[name] for seed in card["other_seeds"].values())]
+        bounds = [f" ({_interval(row)})" if "low" in row else "" for row in rows]
+        values = [_number(row, "measured") + bound for row, bound in zip(rows, bounds, strict=True)]
+        yield [name, _number(shipped[name], "truth"), *values]

@@ -6,8 +6,11 @@ in bits and is judged by its measurements.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -62,54 +65,90 @@ def build_model(folder: Path, recipe: Recipe) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def build_dictionaries(model_folder: Path, folder: Path, chosen: Sequence[SparseRecipe]) -> dict[str, dict]:
-    """Train, save and measure dictionaries; gives their measurements by site."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = LlamaForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval().requires_grad_(False)
-    documents = prompts.documents(N_TRAIN_DOCUMENTS, seed=5)
-    held, clean, clean_loss = _baseline(model, tokenizer)
-    found = {}
-    for recipe in track(chosen, "training dictionaries"):
+@dataclass(frozen=True)
+class _Shop:
+    """What training and measuring a dictionary needs, opened once per process.
+
+    Attributes:
+        model: The subject.
+        tokenizer: Its tokenizer.
+        held: Documents that fidelity is measured on.
+        clean: Cells of the untouched subject.
+        clean_loss: Its loss on the held documents, nats per token.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    held: list[str]
+    clean: dict[str, dict]
+    clean_loss: float
+
+    @classmethod
+    def open(cls, model_folder: Path) -> "_Shop":
+        tokenizer = AutoTokenizer.from_pretrained(model_folder)
+        model = LlamaForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
+        model.requires_grad_(False)
+        held = prompts.documents(N_EVAL_DOCUMENTS, seed=6)
+        clean = battery(model, tokenizer, n=256, only=UNDER_RECONSTRUCTION)
+        return cls(model, tokenizer, held, clean, loss_per_token(model, tokenizer, held))
+
+    def build(self, recipe: SparseRecipe, folder: Path) -> dict:
+        """Train, save and measure one dictionary."""
         started = time.process_time()
-        weights = train_dictionary(*collect(model, tokenizer, documents, recipe), recipe)
+        documents = prompts.documents(N_TRAIN_DOCUMENTS, seed=5)
+        weights = train_dictionary(*collect(self.model, self.tokenizer, documents, recipe), recipe)
         save_dictionary(folder / recipe.site, weights, recipe)
-        found[recipe.site] = {
-            **_fidelity(model, tokenizer, held, recipe, weights, clean, clean_loss),
-            "cpu_seconds": round(time.process_time() - started, 1),
-        }
-    return found
+        return {**_fidelity(self, recipe, weights), "cpu_seconds": round(time.process_time() - started, 1)}
+
+
+_open_shop: list[_Shop] = []
+"""The shop of a worker process."""
+
+
+def _start_worker(model_folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    _open_shop.append(_Shop.open(model_folder))
+
+
+def _build_in_worker(recipe: SparseRecipe, folder: Path) -> dict:
+    return _open_shop[0].build(recipe, folder)
+
+
+def build_dictionaries(
+    model_folder: Path, folder: Path, chosen: Sequence[SparseRecipe], *, workers: int = 1
+) -> dict[str, dict]:
+    """Train, save and measure dictionaries; gives their measurements by site.
+
+    Args:
+        model_folder: The subject's Hugging Face directory.
+        folder: Where the dictionaries' directories go.
+        chosen: What to train.
+        workers: Processes side by side; a dictionary's bits do not depend on it.
+    """
+    label = "training dictionaries"
+    if workers == 1:
+        shop = _Shop.open(model_folder)
+        return {recipe.site: shop.build(recipe, folder) for recipe in track(chosen, label)}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (model_folder,)) as pool:
+        built = pool.map(_build_in_worker, chosen, [folder] * len(chosen))
+        rows = list(track(built, label, total=len(chosen)))
+    return {recipe.site: row for recipe, row in zip(chosen, rows, strict=True)}
 
 
 def measure_dictionaries(model_folder: Path, folder: Path, sites: Sequence[str] = ()) -> dict[str, dict]:
     """Measure dictionaries that are there, all or those of some sites, as `build_dictionaries` does."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = LlamaForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval().requires_grad_(False)
-    baseline = _baseline(model, tokenizer)
-    found = {}
+    shop, found = _Shop.open(model_folder), {}
     for recipe in track([r for r in recipes() if not sites or r.site in sites], "measuring dictionaries"):
         weights = load_file(folder / recipe.site / "sae_weights.safetensors")
-        weights = {name: weight.float() for name, weight in weights.items()}
-        found[recipe.site] = _fidelity(model, tokenizer, baseline[0], recipe, weights, *baseline[1:])
+        found[recipe.site] = _fidelity(shop, recipe, {name: weight.float() for name, weight in weights.items()})
     return found
 
 
-def _baseline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], dict[str, dict], float]:
-    """Give the documents that fidelity is measured on, and what the untouched subject does and loses."""
-    held = prompts.documents(N_EVAL_DOCUMENTS, seed=6)
-    clean = battery(model, tokenizer, n=256, only=UNDER_RECONSTRUCTION)
-    return held, clean, loss_per_token(model, tokenizer, held)
-
-
 @torch.no_grad()
-def _fidelity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    held: Sequence[str],
-    recipe: SparseRecipe,
-    weights: dict[str, torch.Tensor],
-    clean: dict[str, dict],
-    clean_loss: float,
-) -> dict:
+def _fidelity(shop: _Shop, recipe: SparseRecipe, weights: dict[str, torch.Tensor]) -> dict:
+    model, tokenizer, held, clean = shop.model, shop.tokenizer, shop.held, shop.clean
     read, write = collect(model, tokenizer, held, recipe)
     acts, decoded = reconstruct(weights, read)
     mean = write.mean(0)
@@ -127,7 +166,7 @@ def _fidelity(
         "l0": float((acts > 0).sum(1).float().mean()),
         "dead": float((~(acts > 0).any(0)).float().mean()),
         "n_tokens": len(read),
-        "loss_clean": clean_loss,
+        "loss_clean": shop.clean_loss,
         "loss_with": loss,
         "loss_mean_ablated": ablated,
         "behaviour_shift": shift,
