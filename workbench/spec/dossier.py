@@ -35,8 +35,25 @@ RULES = {
 }
 
 
-def render(spec: Spec, plan: Plan, measurement: Measurement, outcomes: Mapping[str, Outcomes]) -> str:
-    """Render the dossier from a bundle's documents and outcomes; the same input gives the same bytes."""
+def render(
+    spec: Spec,
+    plan: Plan,
+    measurement: Measurement,
+    outcomes: Mapping[str, Outcomes],
+    *,
+    digests: Mapping[str, str] | None = None,
+) -> str:
+    """Render the dossier from a bundle's documents and outcomes; the same input gives the same bytes.
+
+    Args:
+        spec: What the edit is.
+        plan: What was promised.
+        measurement: What was found.
+        outcomes: Axis id → every outcome.
+        digests: SHA-256 of `spec.json`, `plan.json` and `measurement.json` where they are known already.
+    """
+    named = {"spec.json": spec, "plan.json": plan, "measurement.json": measurement}
+    digests = digests or {name: document.identity() for name, document in named.items()}
     declared = paired(plan, measurement)
     pairs = worst_first((axis, one.estimate) for axis, one in declared)
     measured = {axis.id: one for axis, one in declared}
@@ -47,9 +64,7 @@ def render(spec: Spec, plan: Plan, measurement: Measurement, outcomes: Mapping[s
         measurement=measurement,
         style=Markup(style),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        spec_digest=spec.identity(),
-        plan_digest=plan.identity(),
-        measurement_digest=measurement.identity(),
+        digests=digests,
         pairs=pairs,
         failing=[(axis, estimate) for axis, estimate in pairs if not estimate.holds],
         forest=forest(pairs),

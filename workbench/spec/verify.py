@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from workbench.core.canonical import sha256_hex
 from workbench.core.errors import BundleError, WorkbenchError
 from workbench.spec.archive import read_files
 from workbench.spec.bundle import (
@@ -168,7 +169,8 @@ class _Run:
 
     def dossier(self) -> str:
         bundle = self.bundle
-        page = render(bundle.spec, bundle.plan, bundle.measurement, dict(bundle.outcomes)).encode("utf-8")
+        digests = {name: sha256_hex(self.files[name]) for name in ("spec.json", "plan.json", "measurement.json")}
+        page = render(bundle.spec, bundle.plan, bundle.measurement, dict(bundle.outcomes), digests=digests).encode()
         if page != self.files[DOSSIER]:
             at = next((k for k, (a, b) in enumerate(zip(page, self.files[DOSSIER], strict=False)) if a != b), len(page))
             message = f"is not what the documents render to, from byte {at} on"

@@ -84,16 +84,17 @@ class Document(BaseModel):
         Raises:
             BundleError: Not strict JSON, not canonical, or not this document. Its check is `json` or `schema`.
         """
-        check_canonical(loads(data, path=path), data, path=path)
-        document = _validated(cls, data, path)
+        value = loads(data, path=path)
+        try:
+            document = _validated(cls, data, path)
+        except BundleError:
+            check_canonical(value, data, path=path)
+            raise
         if document.to_bytes() != data:
-            written = loads(data)
-            missing = sorted(_missing(document.to_json(), written))
-            raise BundleError(
-                f"fields are absent that must be written out: {', '.join(missing[:5]) or 'unknown'}",
-                check="schema",
-                path=path,
-            )
+            check_canonical(value, data, path=path)
+            missing = ", ".join(sorted(_missing(document.to_json(), value))[:5])
+            message = f"fields are absent that must be written out: {missing or 'unknown'}"
+            raise BundleError(message, check="schema", path=path)
         return document
 
 
