@@ -67,7 +67,7 @@ class Power:
         axis: Its id.
         n: Prompts planned.
         half_width: Expected half-width of the interval of candidate − base, from dev.
-        margin: The margin it has to resolve.
+        margin: What it has to resolve: the margin, and the gain seen on dev where the rule is not to get worse.
         n_needed: Prompts at which it would; equal to `n` where it does.
     """
 
@@ -276,11 +276,19 @@ class Draft:
         )
         found = effect_interval(edited.value - base.value, items, seed=0)
         half = (found.high - found.low) / 2 * math.sqrt(len(items) / self._n(axis))
-        margin = self._margin(axis)
-        if axis.id == self.primary:
-            margin = max(abs(found.estimate) - margin, 1e-9)
+        margin = self._room(axis, found.estimate)
         needed = self._n(axis) if half < margin else math.ceil(self._n(axis) * (half / margin) ** 2) + 1
         return Power(axis.id, self._n(axis), half, margin, needed)
+
+    def _room(self, axis: Axis, effect: float) -> float:
+        """Give how wide an interval may be on each side for the rule to be decided, at the effect seen on dev.
+
+        A gain has to stand clear of its margin. What must not get worse has its whole margin, and what it gained too.
+        """
+        margin, gain = self._margin(axis), effect if axis.direction == "up" else -effect
+        if axis.id == self.primary:
+            return max(gain - margin, 1e-9)
+        return margin if self.rules.get(axis.id) == "unchanged" else margin + max(0.0, gain)
 
     def _declare(self, axis: Axis) -> AxisDeclaration:
         primary = axis.id == self.primary

@@ -211,7 +211,8 @@ def benign_documents(n: int, *, split: str = "test", seed: int = 0) -> list[str]
     while len(found) < n:
         make, options = _BENIGN[len(found) % len(_BENIGN)]
         one = make(rng, corpus.Case(split=split, **options))
-        found.setdefault(f"{one.prompt}{one.completion}{corpus.EOS}")
+        if one.labels.get("refused") != "1":
+            found.setdefault(f"{one.prompt}{one.completion}{corpus.EOS}")
     return list(found)
 
 
