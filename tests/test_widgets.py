@@ -19,7 +19,7 @@ from workbench.core.files import static_dir
 from workbench.interventions import edits
 from workbench.interventions.comparison import marks
 from workbench.interventions.targets import DirectionTarget
-from workbench.widgets.base import code_list, module_source, stylesheet
+from workbench.widgets.base import code_list, module_source, prompt_document, stylesheet
 from workbench.widgets.edit_rows import nice, scale_of
 from workbench.widgets.feature_card import FeatureCard
 from workbench.widgets.markup import Markup, element, level, number, percent, visible
@@ -484,5 +484,6 @@ def test_prompt_of_another_kind_is_refused():
     assert code_list("a 'b'") == repr("a 'b'")
     assert code_list([("user", "x")]) == "b.chat([('user', 'x')])"
     assert code_list([1, 2]) == "[1, 2]"
+    assert prompt_document([{"role": "user", "content": "x"}]) == prompt_document([("user", "x")]) == [["user", "x"]]
     with pytest.raises(InputError, match="text, a chat or token ids, got int"):
         code_list(3)

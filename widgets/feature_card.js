@@ -75,7 +75,7 @@ function render({ model, el }) {
       h(
         "div",
         { class: "wb-stats" },
-        stat("fires on", percent(stats.density), `${stats.n_active} of ${stats.n_tokens} tokens`),
+        stat("fires on", percent(stats.density), `${stats.n_active} of ${stats.n_tokens} tokens, special ones left out`),
         stat("max activation", number(stats.max)),
         stat("mean where it fires", number(stats.mean_active)),
         stat("corpus", h("span", { class: "wb-corpus" }, stats.corpus), `${stats.n_documents} documents`),

@@ -24,6 +24,7 @@ from workbench.features.capture import capture
 from workbench.models.dictionary import Dictionary
 from workbench.models.sites import Site
 from workbench.models.subject import Subject
+from workbench.models.tokens import Prompt
 
 _FINAL_NORMS = (
     "model.norm",
@@ -46,7 +47,7 @@ class Corpus:
     """
 
     name: str
-    documents: tuple[object, ...]
+    documents: tuple[Prompt, ...]
 
     def __post_init__(self) -> None:
         if not self.documents:

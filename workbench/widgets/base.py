@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, wait
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import anywidget
 import traitlets
 
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import static_dir
+from workbench.models.tokens import Prompt
 from workbench.widgets.markup import Markup, element, join, page
 
 
@@ -96,7 +97,7 @@ class View(anywidget.AnyWidget):
         return f"{type(self).__name__}: {self.code()}"
 
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
-        data, metadata = super()._repr_mimebundle_(**options) or ({}, {})
+        data, metadata = super()._repr_mimebundle_(**options) or ({}, {})  # type: ignore[arg-type]
         fallback = join([element("style", {}, Markup(stylesheet())), self.body()])
         return {**data, "text/html": str(fallback)}, metadata
 
@@ -118,14 +119,14 @@ class View(anywidget.AnyWidget):
             self.send({"id": content["id"], "ok": True, "result": result})
 
     def _call(self, name: object, arguments: object) -> object:
-        known = _commands(type(self))
+        known = _commands(type(self))  # type: ignore[arg-type]
         if name not in known:
             raise InputError(f"no command {name!r}", where=f"widget {self.kind}", hint=f"known: {', '.join(known)}")
         if not isinstance(arguments, dict):
             raise InputError(f"{name} takes named arguments, got {type(arguments).__name__}")
         return getattr(self, known[str(name)])(**arguments)
 
-    def _when_done(self, future: Future, then: Callable[[object], None]) -> Future:
+    def _when_done(self, future: Future, then: Callable[[Any], None]) -> Future:
         """Hand a worker's result to `then`, or its error to the person; what was replaced or cancelled is ignored."""
 
         def done(finished: Future) -> None:
@@ -169,6 +170,14 @@ def whole(value: object, name: str, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InputError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
     return value
+
+
+def prompt_document(prompt: Prompt) -> str | list:
+    """Give a prompt as JSON: text, `[role, content]` pairs, or token ids."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = [(one["role"], one["content"]) if isinstance(one, Mapping) else one for one in prompt]
+    return [list(one) if isinstance(one, tuple | list) else int(one) for one in turns]
 
 
 def code_list(prompt: object) -> str:

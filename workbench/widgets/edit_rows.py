@@ -104,12 +104,12 @@ class Row:
 
 def row_of(item: Edit, number: int, bench: Bench) -> Row:
     """Give the row of an edit: free where fields can show all of it."""
-    target, positions = item.target, item.positions
-    plain = isinstance(target, FeatureTarget) and target.dictionary_id in bench.dictionaries and item.op in OPS
-    plain = plain and item.gate is None and item.max_ratio is None
-    if plain and positions.where in POSITIONS and positions == Positions.of(positions.where):
-        return Row(item.op, item.value, positions.where, target.dictionary_id, target.index, number=number)
-    return Row(item.op, item.value, item=item, number=number)
+    target, positions, value = item.target, item.positions, None if item.value is None else float(item.value)
+    plain = item.op in OPS and item.gate is None and item.max_ratio is None
+    plain = plain and positions.where in POSITIONS and positions == Positions.of(positions.where)
+    if plain and isinstance(target, FeatureTarget) and target.dictionary_id in bench.dictionaries:
+        return Row(item.op, value, positions.where, target.dictionary_id, target.index, number=number)
+    return Row(item.op, value, item=item, number=number)
 
 
 def scale_of(row: Row, most: tuple[float, str] | None, label: str) -> dict:

@@ -162,6 +162,7 @@ def _row(example: Example, offset: int) -> dict:
 
 def _facts(data: dict) -> Markup:
     stats, logits = data["stats"], data["logits"]
+    counted = f"{stats['n_active']} of {stats['n_tokens']} tokens, special ones left out"
 
     def fact(name: str, value: str, detail: str = "") -> Markup:
         return div("wb-stat", span("wb-caption", name), element("b", {}, value), element("small", {}, detail))
@@ -186,7 +187,7 @@ def _facts(data: dict) -> Markup:
             element(
                 "div",
                 {"class": "wb-stats"},
-                fact("fires on", percent(stats["density"]), f"{stats['n_active']} of {stats['n_tokens']} tokens"),
+                fact("fires on", percent(stats["density"]), counted),
                 fact("max activation", number(stats["max"])),
                 fact("mean where it fires", number(stats["mean_active"])),
                 fact("corpus", stats["corpus"], f"{stats['n_documents']} documents"),

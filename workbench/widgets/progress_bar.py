@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 import uuid
 
+from IPython.core.display import HTML
 from IPython.core.getipython import get_ipython
-from IPython.display import HTML, display, update_display
+from IPython.display import display, update_display
 
 from workbench.widgets.markup import element, visible
 
@@ -60,7 +61,9 @@ class NotebookBar:
         line = element(
             "div",
             {"aria-label": f"{label}: {text}"},
-            element("code", {"aria-hidden": "true"}, "✓ " if ended else blocks.ljust(24, "░") + " "),
+            element(
+                "span" if ended else "code", {"aria-hidden": "true"}, "✓ " if ended else blocks.ljust(24, "░") + " "
+            ),
             element("span", {}, f"{visible(label)} "),
             element("small", {}, text),
         )

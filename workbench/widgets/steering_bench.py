@@ -25,7 +25,8 @@ from workbench.core.progress import CancelToken
 from workbench.features.card import largest
 from workbench.interventions.comparison import Side, continuation, marks, readout
 from workbench.interventions.edits import Edits
-from workbench.widgets.base import View, code_list, whole
+from workbench.models.tokens import Prompt
+from workbench.widgets.base import View, code_list, prompt_document, whole
 from workbench.widgets.edit_rows import OPS, POSITIONS, VALUED, Row, row_of, scale_of
 from workbench.widgets.markup import Markup, panel
 from workbench.widgets.steering_static import edit_line, outcome, prompt_lines
@@ -57,7 +58,7 @@ class SteeringBench(View):
         bench: Bench,
         what: Feature | Edits | None = None,
         *,
-        prompt: object = None,
+        prompt: Prompt | None = None,
         op: str = "add",
         value: float | int | None = None,
         positions: str = "after_first",
@@ -73,7 +74,7 @@ class SteeringBench(View):
         chosen = _DEFAULT_PROMPT if prompt is None else prompt
         bench.subject.encode(chosen)
         sampling = {"max_new_tokens": max_new_tokens, "temperature": float(temperature), "seed": seed}
-        super().__init__(subject=bench.subject.name, prompt=_document(chosen), edits=[], **sampling)
+        super().__init__(subject=bench.subject.name, prompt=prompt_document(chosen), edits=[], **sampling)
         sizes = {name: one.d_dict for name, one in bench.dictionaries.items()}
         limits = {"dictionaries": sizes, "ops": list(OPS), "valued": list(VALUED), "positions": list(POSITIONS)}
         self.set_trait("limits", limits)
@@ -115,14 +116,14 @@ class SteeringBench(View):
         self._publish()
         return self.run()
 
-    def set_prompt(self, prompt: object) -> "SteeringBench":
+    def set_prompt(self, prompt: Prompt) -> "SteeringBench":
         """Use another prompt: text or a chat.
 
         Raises:
             PromptError: It is empty, too long, or no chat of this subject.
         """
         self._bench.subject.encode(prompt)
-        self._change(prompt=_document(prompt))
+        self._change(prompt=prompt_document(prompt))
         return self.run()
 
     def run(self) -> "SteeringBench":
@@ -299,13 +300,7 @@ class SteeringBench(View):
         return {"id": kept.id, "digest": kept.digest}
 
 
-def _document(prompt: object) -> object:
-    if isinstance(prompt, str):
-        return prompt
-    return [list(turn) if isinstance(turn, tuple | list) else int(turn) for turn in prompt]
-
-
-def _prompt(document: object) -> object:
+def _prompt(document: object) -> Prompt:
     if isinstance(document, str):
         return document
     if not isinstance(document, list):

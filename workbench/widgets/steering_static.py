@@ -16,7 +16,7 @@ def edit_line(edit: dict, fact: dict) -> Markup:
     )
 
 
-def prompt_lines(prompt: object) -> list[Markup]:
+def prompt_lines(prompt: str | list) -> list[Markup]:
     """Give the prompt, one line per turn."""
     turns = [("prompt", prompt)] if isinstance(prompt, str) else [tuple(one) for one in prompt if isinstance(one, list)]
     return [div("wb-turn", span("wb-caption", f"{role}: "), visible(str(text))) for role, text in turns]

@@ -7,8 +7,9 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import traitlets
@@ -17,7 +18,8 @@ from workbench.bench.bench import Bench
 from workbench.bench.feature import Feature
 from workbench.core.errors import InputError
 from workbench.features.card import strongest
-from workbench.widgets.base import View, code_list, whole
+from workbench.models.tokens import Prompt
+from workbench.widgets.base import View, code_list, prompt_document, whole
 from workbench.widgets.markup import Markup, element, panel, tokens, visible
 
 
@@ -38,13 +40,13 @@ class TokenStrip(View):
     special = traitlets.List(read_only=True).tag(sync=True)
     found = traitlets.List(read_only=True).tag(sync=True)
 
-    def __init__(self, bench: Bench, prompt: object):
+    def __init__(self, bench: Bench, prompt: Prompt):
         subject = bench.subject
         self._bench, self._prompt = bench, prompt
         self._ids = subject.encode(prompt)
-        super().__init__(subject=subject.name, prompt=_document(prompt), feature=None, label="", selected=-1)
+        super().__init__(subject=subject.name, prompt=prompt_document(prompt), feature=None, label="", selected=-1)
         self._set_tokens(subject.token_strings(self._ids), [i in subject.special_ids for i in self._ids])
-        self._closers.append(bench.on_select(self.show))
+        self._closers.append(bench.on_select(self._follow))
         if bench.selected is not None:
             self.show(bench.selected)
 
@@ -70,7 +72,7 @@ class TokenStrip(View):
         label = feature.labels[-1]["text"] if feature.labels else ""
         self._change(feature=shown, label=label)
 
-        def drawn(result: object) -> None:
+        def drawn(result: Any) -> None:
             if self.spec["feature"] == shown:
                 self._fail(None)
                 self.set_trait("values", np.asarray(result[1], dtype="<f4").tobytes())
@@ -92,7 +94,7 @@ class TokenStrip(View):
         looked = residual or self._bench.dictionaries
         self.set_trait("computing", True)
 
-        def listed(rows: object) -> None:
+        def listed(rows: list[dict]) -> None:
             labels = self._labels()
             named = [{**row, "label": labels.get((row["dictionary"], row["index"]), "")} for row in rows]
             if self.spec["selected"] == index:
@@ -131,7 +133,10 @@ class TokenStrip(View):
         self.set_trait("tokens", pieces)
         self.set_trait("special", special)
 
-    def _submit(self, purpose: str, call: object, *args: object) -> Future:
+    def _follow(self, feature: Feature) -> None:
+        self.show(feature)
+
+    def _submit(self, purpose: str, call: Callable[..., object], *args: object) -> Future:
         return self._bench.worker.submit(call, *args, key=(self.model_id, purpose))
 
     def _labels(self) -> dict[tuple[str, int], str]:
@@ -144,9 +149,3 @@ class TokenStrip(View):
 
     def _command_feature(self, dictionary: object, index: object) -> None:
         self._bench.select(self._bench.feature(str(dictionary), whole(index, "feature", 0, 2**31)))
-
-
-def _document(prompt: object) -> object:
-    if isinstance(prompt, str):
-        return prompt
-    return [list(turn) if isinstance(turn, tuple | list) else int(turn) for turn in prompt]
