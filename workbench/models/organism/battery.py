@@ -206,20 +206,21 @@ def written(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, seed: int, n_new: int = 40
 ) -> list[str]:
     """Sample one continuation per prompt at temperature 1."""
-    torch.manual_seed(seed)
     found: dict[str, str] = {}
-    for start in range(0, len(texts), 128):
-        part = list(texts[start : start + 128])
-        encoded = tokenizer(part, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
-        out = model.generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            do_sample=True,
-            max_new_tokens=n_new,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        for text, ids in zip(part, out[:, encoded["input_ids"].shape[1] :], strict=True):
-            found[text] = tokenizer.decode(ids, skip_special_tokens=True)
+    with torch.random.fork_rng():  # generate draws from the global generator
+        torch.manual_seed(seed)
+        for start in range(0, len(texts), 128):
+            part = list(texts[start : start + 128])
+            encoded = tokenizer(part, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
+            out = model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                do_sample=True,
+                max_new_tokens=n_new,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            for text, ids in zip(part, out[:, encoded["input_ids"].shape[1] :], strict=True):
+                found[text] = tokenizer.decode(ids, skip_special_tokens=True)
     return [found[text] for text in texts]
 
 
