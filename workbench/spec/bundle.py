@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,15 @@ DOCUMENTS: dict[str, type[Document]] = {
 }
 TENSORS = "tensors.safetensors"
 DOSSIER = "dossier.html"
+
+
+class Documents(NamedTuple):
+    """The four JSON documents of a bundle."""
+
+    spec: Spec
+    plan: Plan
+    measurement: Measurement
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -84,27 +94,32 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     files = read_files(path)
     documents = read_documents(files)
     tensors = read_declared_tensors(files, documents)
-    check_manifest(files, documents[MANIFEST])
-    return assembled(path, files, documents, tensors, read_all_outcomes(files, documents["measurement.json"]))
+    check_manifest(files, documents.manifest)
+    return assembled(path, files, documents, tensors, read_all_outcomes(files, documents.measurement))
 
 
-def read_documents(files: Mapping[str, bytes]) -> dict[str, Document]:
+def read_documents(files: Mapping[str, bytes]) -> Documents:
     """Read every JSON document of a bundle strictly.
 
     Raises:
         BundleError: Check `json` or `schema`.
     """
-    return {name: kind.from_bytes(files[name], path=name) for name, kind in DOCUMENTS.items()}
+    return Documents(
+        Spec.from_bytes(files["spec.json"], path="spec.json"),
+        Plan.from_bytes(files["plan.json"], path="plan.json"),
+        Measurement.from_bytes(files["measurement.json"], path="measurement.json"),
+        Manifest.from_bytes(files[MANIFEST], path=MANIFEST),
+    )
 
 
-def read_declared_tensors(files: Mapping[str, bytes], documents: Mapping[str, Document]) -> dict[str, np.ndarray]:
+def read_declared_tensors(files: Mapping[str, bytes], documents: Documents) -> dict[str, np.ndarray]:
     """Read the tensors and check them against what the spec declares.
 
     Raises:
         BundleError: Check `tensors`.
     """
     tensors = read_tensors(files[TENSORS], path=TENSORS)
-    check_declared(tensors, documents["spec.json"].tensors.tensors, path=TENSORS)
+    check_declared(tensors, documents.spec.tensors.tensors, path=TENSORS)
     return tensors
 
 
@@ -156,13 +171,12 @@ def read_all_outcomes(files: Mapping[str, bytes], measurement: Measurement) -> d
 def assembled(
     path: str | os.PathLike[str],
     files: Mapping[str, bytes],
-    documents: Mapping[str, Document],
+    documents: Documents,
     tensors: Mapping[str, np.ndarray],
     outcomes: Mapping[str, Outcomes],
 ) -> Bundle:
     """Give a bundle of parts that were read and checked."""
-    spec, plan, measurement = (documents[name] for name in ("spec.json", "plan.json", "measurement.json"))
-    return Bundle(Path(path), files, spec, plan, measurement, tensors, outcomes)  # type: ignore[arg-type]
+    return Bundle(Path(path), files, documents.spec, documents.plan, documents.measurement, tensors, outcomes)
 
 
 def make_files(

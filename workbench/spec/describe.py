@@ -130,12 +130,21 @@ def _groups(edits: Sequence[EditDocument]) -> list[list[EditDocument]]:
 
 
 def _together(group: list[EditDocument]) -> str:
-    first, indices = group[0], [edit.target.index for edit in group]
+    first, indices, home = group[0], _indices(group), _home(group)
     named = ", ".join(map(str, indices[:_NAMED])) + (f" and {len(indices) - _NAMED} more" if indices[_NAMED:] else "")
     score = "projections on" if _projects(first) else "activations of"
-    what = f"the {score} {len(group)} features of {first.target.dictionary} ({named})"
+    what = f"the {score} {len(group)} features of {home.dictionary} ({named})"
     text = f"at {first.site}, {_PLURAL[first.op].format(value=_values(group), what=what)}"
     return text + _sentence(first)[_sentence(first).index(", on ") :]
+
+
+def _indices(group: list[EditDocument]) -> list[int]:
+    return [edit.target.index for edit in group if edit.target.kind == "feature"]
+
+
+def _home(group: list[EditDocument]) -> FeatureTargetDocument:
+    """Give the first target of a group of features, for the dictionary that they share."""
+    return next(edit.target for edit in group if edit.target.kind == "feature")
 
 
 def _values(group: list[EditDocument]) -> str:
@@ -146,13 +155,13 @@ def _values(group: list[EditDocument]) -> str:
 
 
 def _sum(group: list[EditDocument]) -> str:
-    first, indices = group[0], ", ".join(str(edit.target.index) for edit in group)
+    first, indices, home = group[0], ", ".join(map(str, _indices(group))), _home(group)
     values = {edit.value for edit in group}
     value = "" if values == {None} else f"{first.value:g}" if len(values) == 1 else "v_f"
     a, row = ("⟨x, f̂⟩", "f̂") if _projects(first) else ("a[f]", "W_dec[f]")
-    scaled = "s(x)·" if first.target.scaling != "none" and not _projects(first) else ""
+    scaled = "s(x)·" if home.scaling != "none" and not _projects(first) else ""
     change = f"{scaled}{_CHANGES[first.op].format(value=value, a=a)}·{row}"
-    return f"Σ {change}  over f in {first.target.dictionary}: {indices}"
+    return f"Σ {change}  over f in {home.dictionary}: {indices}"
 
 
 def _change(edit: EditDocument) -> str:

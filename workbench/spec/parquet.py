@@ -92,7 +92,7 @@ def _read(data: bytes, kinds: dict[str, ColumnKind], max_rows: int) -> dict[str,
             found[name] = _Column(None, _plain_values(page, kind, name))
         else:
             found[name] = _Column(entries, _unpacked(page, len(entries), name))
-            _check_dictionary(found[name], name)
+            _check_dictionary(entries, found[name].values, name)
     if _assemble(found, kinds, n or 0) != data:
         raise _Refusal("is not in the form that outcomes are written in: columns, order, encoding or footer differ")
     return {name: one.values if one.entries is None else one.entries[one.values] for name, one in found.items()}
@@ -131,12 +131,9 @@ def _encoded(values: np.ndarray, kind: ColumnKind) -> _Column:
     return _Column(np.array(entries, object), index)
 
 
-def _check_dictionary(column: _Column, name: str) -> None:
-    entries = column.entries.tolist()
-    if (
-        any(a >= b for a, b in itertools.pairwise(entries))
-        or not np.bincount(column.values, minlength=len(entries)).all()
-    ):
+def _check_dictionary(entries: np.ndarray, index: np.ndarray, name: str) -> None:
+    ascending = all(a < b for a, b in itertools.pairwise(entries.tolist()))
+    if not ascending or not np.bincount(index, minlength=len(entries)).all():
         raise _Refusal(f"column {name}: its dictionary is not ascending, or holds what no row has")
 
 

@@ -22,6 +22,7 @@ from workbench.core.stats import Interval, paired_intervals, rank_p_interval
 from workbench.spec.documents.measurement import (
     ArmLevel,
     AxisMeasurement,
+    Clustering,
     Estimate,
     Measurement,
     Verdict,
@@ -158,12 +159,13 @@ def judge(plan: Plan, axis: AxisDeclaration, nonce: str, grid: Grid) -> Estimate
     )
 
 
-def _factors(grid: Grid) -> tuple[str, tuple[np.ndarray | None, np.ndarray | None]]:
+def _factors(grid: Grid) -> tuple[Clustering, tuple[np.ndarray | None, np.ndarray | None]]:
     """Resample by whatever repeats: a factor with one level everywhere or a new level each time is none."""
     n = len(grid.cue)
     cue, item = (labels if 1 < len(set(labels)) < n else None for labels in (grid.cue, grid.item))
-    name = "cue × item" if cue is not None and item is not None else "cue" if cue is not None else "item"
-    return ("prompt" if cue is None and item is None else name), (cue, item)
+    if cue is not None:
+        return ("cue × item" if item is not None else "cue"), (cue, item)
+    return ("item" if item is not None else "prompt"), (cue, item)
 
 
 def _good(axis: AxisDeclaration) -> int:
@@ -211,8 +213,9 @@ def explain(axis: AxisDeclaration, estimate: Estimate) -> tuple[Verdict, str]:
     """Give the verdict that an estimate's own numbers lead to by the plan's rule, and the reason in words."""
     change = Interval(estimate.difference, estimate.low, estimate.high, estimate.n, estimate.n_clusters)
     p, low, high, n = estimate.rank_p, estimate.rank_p_low, estimate.rank_p_high, estimate.n_controls
-    known = p is not None and low is not None and high is not None
-    return _verdict(axis, change, Interval(p, low, high, n, n) if known else None)
+    if p is None or low is None or high is None:
+        return _verdict(axis, change, None)
+    return _verdict(axis, change, Interval(p, low, high, n, n))
 
 
 def difference(axis: AxisDeclaration, stored: Estimate, recomputed: Estimate) -> str | None:

@@ -132,21 +132,20 @@ class _Run:
         return f"{len(self.arrays)} tensors as declared, float32, finite"
 
     def manifest(self) -> str:
-        check_manifest(self.files, self.documents[MANIFEST])
+        check_manifest(self.files, self.documents.manifest)
         return f"every file is the one that {MANIFEST} lists"
 
     def chain(self) -> str:
-        spec, plan, measurement = (self.documents[name] for name in ("spec.json", "plan.json", "measurement.json"))
-        check_chain(self.files, spec, plan, measurement, self.arrays)
+        check_chain(self.files, self.documents.spec, self.documents.plan, self.documents.measurement, self.arrays)
         return "measurement, plan, edits, tensors, subject and dictionaries name each other"
 
     def known_answers(self) -> str:
-        spec = self.documents["spec.json"]
+        spec = self.documents.spec
         check_known_answers(spec)
         return f"{len(spec.known_answers.answers)} known answers, every edit acts in at least one"
 
     def outcomes(self) -> str:
-        measurement, plan = self.documents["measurement.json"], self.documents["plan.json"]
+        measurement, plan = self.documents.measurement, self.documents.plan
         columns = read_all_outcomes(self.files, measurement)
         self.bundle = assembled(self.path, self.files, self.documents, self.arrays, columns)
         self.grids = {

@@ -15,6 +15,7 @@ from workbench.spec.documents.plan import ArmId
 from workbench.spec.documents.spec import CodeRecord, EnvironmentRecord
 
 Verdict = Literal["holds", "falls_short", "underpowered"]
+Clustering = Literal["cue × item", "cue", "item", "prompt"]
 
 
 class OutcomeFile(Document):
@@ -74,7 +75,7 @@ class Estimate(Document):
     """Prompts."""
     n_clusters: Positive
     """Independent clusters; the smaller count where cue and item cross."""
-    clustering: Literal["cue × item", "cue", "item", "prompt"]
+    clustering: Clustering
     """What was resampled together."""
     seed: Annotated[str, Field(pattern=r"^\d{1,19}$")]
     """Seed of the resampling, derived from the nonce."""
