@@ -1,1 +1,1 @@
-""""""
+"""The budgets, measured: one module for each `workbench bench` command."""
