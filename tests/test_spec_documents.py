@@ -300,7 +300,7 @@ def test_an_edit_is_described_as_the_runtime_describes_it():
     torch = pytest.importorskip("torch")
     harm = edits.DirectionTarget.of("harm", "resid.1", torch.arange(4.0) + 1)
     for op in ("add", "set", "set_if_active", "scale", "cap", "floor", "mean_ablate", "projection_cap"):
-        for where in ("all", "last", "generated", [2, 5], [0]):
+        for where in ("all", "after_first", "last", "generated", [2, 5], [0]):
             both = edits.Edits((edits.Edit(op, harm, -0.25, edits.Positions.of(where), harm > 0.5, 0.3),))
             documents = [EditDocument.from_json(one) for one in both.to_doc()[0]]
             assert describe.sentence(documents) == both.describe()["sentence"]
@@ -324,9 +324,9 @@ def test_the_digest_of_edits_is_the_one_the_runtime_gives_and_ignores_labels():
 
 def test_a_bundle_reads_as_text_and_as_json(files):
     bundle = verify_files(files).bundle
-    text = summary_text(bundle)
+    text = summary_text(bundle, width=90)
     assert "Jailbreak resistance: 0.491 → 0.837, higher is better: holds" in text
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 100
     found = summary_json(bundle)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert {

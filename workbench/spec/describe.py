@@ -6,6 +6,7 @@ A label is a hypothesis and could lie, so it never appears here: features go by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from workbench.spec.documents.edit import (
     ON_PROJECTION,
@@ -58,6 +59,7 @@ _NAMED = 6
 """Most features of a group that a headline names."""
 _WHERE = {
     "all": "every token",
+    "after_first": "every token after the first",
     "prompt": "every prompt token",
     "generated": "every generated token",
     "last": "the last prompt token",
@@ -100,6 +102,30 @@ def formulas(edits: Sequence[EditDocument]) -> list[str]:
     return [f"{site} ← x + {' + '.join(changes)}" for site, changes in by_site.items()]
 
 
+@dataclass(frozen=True)
+class Alike:
+    """Edits that differ in their feature and value only.
+
+    Attributes:
+        first: The first of them.
+        what: What they are of, without a label: `16 features of resid.2`.
+        entries: Per edit its feature or direction, its label, and its value.
+        tokens: Where they act.
+        condition: When.
+    """
+
+    first: EditDocument
+    what: str
+    entries: tuple[tuple[str, str, str], ...]
+    tokens: str
+    condition: str
+
+
+def alike(edits: Sequence[EditDocument]) -> list[Alike]:
+    """Give the edits for a table with one row per group that is treated alike."""
+    return [_alike(group) for group in _groups(edits)]
+
+
 def target_name(target: Target) -> str:
     """Name a target without its label."""
     return f"feature {target.index} of {target.dictionary}" if target.kind == "feature" else target.name
@@ -129,6 +155,17 @@ def _groups(edits: Sequence[EditDocument]) -> list[list[EditDocument]]:
     return list(found.values())
 
 
+def _alike(group: list[EditDocument]) -> Alike:
+    first, entries = group[0], []
+    for edit in group:
+        target, value = edit.target, "" if edit.value is None else f"{edit.value:.4g}"
+        feature = target.kind == "feature"
+        entries.append((str(target.index), target.label, value) if feature else (target.name, "", value))
+    what = target_name(first.target) if len(group) == 1 else f"{len(group)} features of {_home(group).dictionary}"
+    condition = "always" if first.gate is None else _gate(first.gate)
+    return Alike(first, what, tuple(entries), _positions(first.positions), condition)
+
+
 def _together(group: list[EditDocument]) -> str:
     first, indices, home = group[0], _indices(group), _home(group)
     named = ", ".join(map(str, indices[:_NAMED])) + (f" and {len(indices) - _NAMED} more" if indices[_NAMED:] else "")
@@ -151,7 +188,7 @@ def _values(group: list[EditDocument]) -> str:
     values = [edit.value for edit in group if edit.value is not None]
     if not values or min(values) == max(values):
         return "" if not values else f"{values[0]:g}"
-    return f"a value each, {min(values):g} to {max(values):g}"
+    return f"a value each, {min(values):.3g} to {max(values):.3g}"
 
 
 def _sum(group: list[EditDocument]) -> str:

@@ -71,7 +71,8 @@ def render(
         lights=lights(spec, plan, measurement),
         sentence=describe.headline(spec.edits),
         formula=describe.formulas(spec.edits),
-        target_name=describe.target_name,
+        groups=describe.alike(spec.edits),
+        gaps=_gaps(spec),
         questions=questions(spec, plan, measurement),
         samples={axis.id: _samples(plan, measurement, measured[axis.id], outcomes[axis.id]) for axis, _ in pairs},
         doses=_doses(plan, pairs),
@@ -145,6 +146,16 @@ def questions(spec: Spec, plan: Plan, measurement: Measurement) -> list[tuple[st
         ("What exactly is signed, and what differs from the last version?", "versions", "nothing is signed"),
         ("Why an activation edit and not something else?", "why", "answered"),
     ]
+
+
+def _gaps(spec: Spec) -> list[str]:
+    """Give every reason why something is not known of a feature, each once."""
+    reasons: dict[str, list[str]] = {}
+    for feature in spec.features:
+        for name, why in feature.unmeasured.items():
+            reasons.setdefault(f"{name.replace('_', ' ')}: {why}", []).append(f"{feature.dictionary} : {feature.index}")
+    n = len(spec.features)
+    return [f"{why} ({'every feature' if len(who) == n else ', '.join(who)})" for why, who in reasons.items()]
 
 
 def _samples(plan: Plan, measurement: Measurement, axis: AxisMeasurement, outcomes: Outcomes) -> list[dict]:

@@ -7,15 +7,18 @@ have to remember which way each axis points.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workbench.core.text import visible
 from workbench.spec.documents.measurement import Estimate
 from workbench.spec.documents.plan import AxisDeclaration
 
 WIDTH, LEFT, RIGHT = 960.0, 250.0, 770.0
 """Width of the drawing, and where the scale begins and ends, in its units."""
-ROW, TOP = 58.0, 34.0
+ROW, TOP = 62.0, 34.0
+_LETTERS = 32
 _SPREAD = 15.0
 _GOLDEN = 0.6180339887498949
 
@@ -25,6 +28,7 @@ class Row:
     """Marks of one axis, x in drawing units.
 
     Attributes:
+        title: Its title in one or two lines.
         y: Middle of the row.
         low: Left end of the interval.
         high: Right end.
@@ -35,6 +39,7 @@ class Row:
         means: The difference-of-means baseline, or nothing.
     """
 
+    title: tuple[str, ...]
     y: float
     low: float
     high: float
@@ -108,6 +113,7 @@ def _row(k: int, axis: AxisDeclaration, estimate: Estimate, x) -> Row:
     )
     means = estimate.difference_of_means
     return Row(
+        title=_lines(visible(axis.title)),
         y=y,
         low=x(ends[0]),
         high=x(ends[1]),
@@ -117,6 +123,12 @@ def _row(k: int, axis: AxisDeclaration, estimate: Estimate, x) -> Row:
         cloud="".join(dots),
         means=None if means is None else x(turn * (means - estimate.base)),
     )
+
+
+def _lines(title: str) -> tuple[str, ...]:
+    """Break a title into at most two lines that fit beside the scale."""
+    lines = textwrap.wrap(title, _LETTERS, break_long_words=True) or [""]
+    return tuple(lines[:2]) if len(lines) <= 2 else (lines[0], lines[1][: _LETTERS - 1] + "…")
 
 
 def _step(span: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 
 from workbench.core.text import visible
@@ -15,13 +16,14 @@ from workbench.spec.verdicts import paired, worst_first
 _SIGNS = {"good": "●", "part": "◐", "bad": "■", "none": "○"}
 
 
-def summary_text(bundle: Bundle, *, width: int = 100) -> str:
+def summary_text(bundle: Bundle, *, width: int | None = None) -> str:
     """Give the bundle as text.
 
     Args:
         bundle: What was read; run `verify` first, since the text shows stored estimates.
-        width: Longest line, characters.
+        width: Longest line, characters; the terminal's, at most 100, where absent.
     """
+    width = width or min(100, shutil.get_terminal_size().columns)
     spec, plan, measurement = bundle.spec, bundle.plan, bundle.measurement
     lines = [spec.title, f"{spec.kind} · {spec.name} · by {spec.author} · bundle {bundle.digest[:12]}", ""]
     for light in lights(spec, plan, measurement):

@@ -54,6 +54,7 @@ class Document(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         validate_default=True,
+        defer_build=True,
     )
 
     def to_json(self) -> dict:
