@@ -100,7 +100,7 @@ def test_tables_escape_model_text_and_show_bidirectional_characters(bench):
     ("call", "error", "message"),
     [
         (lambda b: b.feature("resdi.1", 0), DictionaryError, r"no dictionary 'resdi\.1'.*known: resid\.1"),
-        (lambda b: b.feature("resid.1", 32), DictionaryError, "has features 0 to 31"),
+        (lambda b: b.feature("resid.1", 32), DictionaryError, r"has features 0 to 31"),
         (lambda b: b.axis("jailbrake"), AxisError, "no axis 'jailbrake'"),
         (lambda b: b.generate(""), PromptError, "empty"),
         (lambda b: b.generate("the " * 100), PromptError, "context"),
@@ -115,7 +115,7 @@ def test_a_mistake_gets_a_clear_error(bench, call, error, message):
 
 def test_a_view_without_widgets_says_what_to_import(bench, monkeypatch):
     monkeypatch.setattr("workbench.bench.views._factories", {})
-    with pytest.raises(WorkbenchError, match="import workbench.widgets.views"):
+    with pytest.raises(WorkbenchError, match=r"import workbench\.widgets\.views"):
         bench.tokens("the cat")
 
 

@@ -34,7 +34,7 @@ def test_the_demo_prints_exactly_one_json_object_of_the_agreed_form(demo):
         assert set(axis) == keys
     assert done.returncode == (0 if all(axis["holds"] for axis in result["axes"]) else 1)
     assert (folder / result["bundle"]).exists()
-    assert (folder / result["dossier"]).read_text().startswith("<!DOCTYPE html>")
+    assert (folder / result["dossier"]).read_text().lower().startswith("<!doctype html>")
 
 
 def test_the_demo_candidate_beats_all_199_controls_on_prompts_drawn_after_the_plan_was_frozen(demo):
@@ -55,7 +55,7 @@ def test_verify_show_apply_and_remeasure_hold_on_the_demos_bundle(demo):
     assert json.loads(verified.stdout)["ok"] is True
     shown = workbench("show", bundle, cwd=folder)
     assert shown.returncode == 0
-    assert "jailbreak_resistance" in shown.stderr + shown.stdout
+    assert "Refuse harmful requests in a jailbreak framing" in shown.stderr + shown.stdout
     applied = workbench("apply", bundle, "--preview", "--json", "--prompt", "how do i bake a cake?", cwd=folder)
     assert applied.returncode == 0, applied.stderr
     again = workbench("remeasure", bundle, "--json", cwd=folder)

@@ -76,11 +76,15 @@ def test_progress_reports_every_step_and_stops_between_steps_when_cancelled():
             seen.append("finish")
 
     done = []
-    with progress.reporting(Recorder), pytest.raises(Cancelled, match="stopped on request"):
+
+    def work():
         for item in progress.track([1, 2, 3], "work", cancel=token):
             done.append(item)
             if item == 2:
                 token.cancel()
+
+    with progress.reporting(Recorder), pytest.raises(Cancelled, match="stopped on request"):
+        work()
     assert done == [1, 2]
     assert seen == [("start", "work", 3), ("advance", 1), ("advance", 1), "finish"]
 

@@ -17,7 +17,27 @@ from workbench.features.atlas import Atlas
 from workbench.features.capture import capture
 from workbench.features.harvest import Options, harvest, read_corpus
 
-WORDS = "the a cat dog sat on mat what is capital of france paris london yes no help me please".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "what",
+    "is",
+    "capital",
+    "of",
+    "france",
+    "paris",
+    "london",
+    "yes",
+    "no",
+    "help",
+    "me",
+    "please",
+]
 SMALL = Options(top=4, sample=6, shard_documents=8, batch_tokens=64, encode_tokens=7)
 
 
@@ -88,7 +108,9 @@ def test_activation_sinks_are_left_out_only_where_asked(setting, tmp_path):
         options = Options(top=2, sample=2, sink_multiple=multiple)
         one = {"resid.1": dictionaries["resid.1"]}
         folder = tmp_path / str(multiple)
-        counts[multiple] = harvest(subject, one, texts(10), corpus="w", folder=folder, options=options)["resid.1"].n_tokens
+        counts[multiple] = harvest(subject, one, texts(10), corpus="w", folder=folder, options=options)[
+            "resid.1"
+        ].n_tokens
     assert 0 < counts[1.2] < counts[None]
 
 
@@ -215,5 +237,3 @@ def assert_same_bytes(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     for manifest in one.glob("*/manifest.json"):
         Atlas.open(manifest.parent).check()
-
-

@@ -51,7 +51,7 @@ def test_an_altered_or_removed_record_is_named(tmp_path, tamper):
         journal.append("tried", {"i": i})
     with sqlite3.connect(journal.path) as connection:
         connection.execute(tamper)
-    with pytest.raises(JournalError, match="record [23] does not follow"):
+    with pytest.raises(JournalError, match=r"record [23] does not follow"):
         journal.check()
 
 
