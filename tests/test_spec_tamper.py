@@ -23,7 +23,7 @@ from workbench.spec.archive import pack, read_files, unpack, write_files
 from workbench.spec.bundle import DOCUMENTS, check_manifest, read_bundle, write_bundle
 from workbench.spec.documents.manifest import Manifest
 from workbench.spec.outcomes import read_outcomes
-from workbench.spec.tensors import read_tensors
+from workbench.spec.tensors import read_tensors, write_tensors
 from workbench.spec.verify import verify, verify_files
 
 
@@ -177,6 +177,54 @@ def test_a_bomb_is_refused_before_anything_is_inflated():
     bomb = zlib.compress(b"\0" * 50_000_000, 9)[2:-4]
     with pytest.raises(BundleError, match="compressed"):
         unpack(zipped(entry(b"spec.json", b"\0" * 50_000_000, method=8, packed=bomb)), path="x.wbspec")
+
+
+def test_sizes_beyond_the_limits_are_refused_before_they_are_read(files, tmp_path, monkeypatch):
+    folder, one = write_files(tmp_path / "b", files), write_files(tmp_path / "b.wbspec", files)
+    for limit, value, path, words in (
+        ("MAX_TOTAL", 1000, folder, "more than"),
+        ("MAX_TOTAL", 1000, one, "at most 1000 are read"),
+        ("MAX_FILE", 1000, folder, "more than"),
+        ("MAX_FILE", 1000, one, "at most 1000 are read"),
+        ("MAX_FILES", 3, folder, "more than 3 files"),
+        ("MAX_FILES", 3, one, "9 entries, at most 3 are read"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, limit, value)
+            found = verify(path)
+        assert not found.ok, (limit, path)
+        assert words in found.checks[0].message
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "MAX_TOTAL", 1000)
+        with pytest.raises(BundleError, match="more than 1000 bytes in all"):
+            unpack(pack(files), path="x.wbspec")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], "does not end as an archive does"),
+        (lambda data: data + b"x", "does not end as an archive does"),
+        (lambda data: data[:-6] + b"\1\0\0\0" + data[-2:], "not where the archive says"),
+        (lambda data: data[:-12] + b"\2\0\2\0" + data[-8:], "not where|truncated|damaged"),
+        (lambda data: data.replace(b"PK\x01\x02", b"PK\x01\x03"), "directory of entries is damaged"),
+    ],
+)
+def test_a_damaged_directory_of_entries_is_refused(damage, words):
+    with pytest.raises(BundleError, match=words):
+        unpack(damage(pack({"plan.json": b"{}"})), path="x.wbspec")
+
+
+def test_an_entry_that_claims_more_bytes_than_there_are_is_refused():
+    local, central = entry(b"plan.json", b"{}")
+    longer = central[:20] + struct.pack("<LL", 500, 500) + central[28:]
+    with pytest.raises(BundleError, match="the entry is truncated"):
+        unpack(zipped((local, longer)), path="x.wbspec")
+
+
+def test_a_device_or_pipe_in_place_of_a_bundle_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "x.wbspec")
+    assert "neither a folder nor a plain file" in verify(tmp_path / "x.wbspec").checks[0].message
 
 
 def test_a_doubled_entry_is_refused():
@@ -403,6 +451,25 @@ def test_free_metadata_and_duplicate_header_keys_are_refused(files):
     refused(with_header(files, doubled, body), "tensors", "stands twice")
 
 
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"[]      ", "not an object"),
+        (b'{"a":1} ', "expected dtype, shape and data_offsets"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0]}}', "not two integers"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}}', "expected dtype, shape and data_offsets"),
+        (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', "ends at 16, the file has 4 bytes"),
+        (b"{", "header: not JSON"),
+    ],
+)
+def test_a_header_that_is_no_table_of_tensors_is_refused(files, head, words):
+    refused(with_header(files, head, b"\0\0\0\0"), "tensors", words)
+
+
+def test_a_header_longer_than_its_file_is_refused(files):
+    refused({**files, "tensors.safetensors": struct.pack("<Q", 500) + b"{}"}, "tensors", "truncated: the header")
+
+
 def test_a_header_spelt_differently_is_refused(files):
     head, body = header(files)
     refused(with_header(files, json.dumps(head).encode(), body), "tensors", "canonical form")
@@ -419,6 +486,15 @@ def test_a_row_that_was_changed_a_little_is_refused_by_its_declared_norm(files):
     data = bytearray(files["tensors.safetensors"])
     data[-2] ^= 1
     refused({**files, "tensors.safetensors": bytes(data)}, "tensors", "norm", "spec.json declares")
+
+
+def test_a_spare_a_missing_and_a_reshaped_tensor_are_refused(files):
+    tensors = spec_bundle.tensors()
+    spare = {**tensors, "spare": np.ones(3, np.float32)}
+    reshaped = {**tensors, "edit0.W_enc": tensors["edit0.W_enc"].reshape(4, 4)}
+    fewer = {name: array for name, array in tensors.items() if name != "edit0.b_enc"}
+    for found, words in ((spare, "not declared ['spare']"), (fewer, "missing ['edit0.b_enc']"), (reshaped, "[4, 4]")):
+        refused({**files, "tensors.safetensors": write_tensors(found)}, "tensors", words)
 
 
 def test_a_turned_row_of_equal_norm_is_refused_by_the_chain(parts):
@@ -496,6 +572,17 @@ def test_rows_of_another_width_are_refused(parts):
     refused(parts.files(), "chain", "edit1.read", "the site needs [16]")
 
 
+def test_a_dictionary_of_another_width_than_its_site_is_refused(parts):
+    parts.spec["sites"][1]["width"] = 32
+    refused(parts.files(), "chain", "dictionary resid.1 is not as wide as the sites")
+
+
+def test_axes_in_another_order_than_promised_are_refused(parts, files):
+    parts.measurement["axes"].reverse()
+    forged = {**files, "measurement.json": parts.documents()[2].to_bytes()}
+    refused(forged, "chain", "measures the axes ['cue', 'compliance', 'resistance']")
+
+
 # ---- known answers
 
 
@@ -507,7 +594,8 @@ def test_rows_of_another_width_are_refused(parts):
             "edit 1 acts in no",
         ),
         (lambda known: [a.update(edited=a["base"]) for a in known["answers"]], "moves no listed logit"),
-        (lambda known: known["answers"][2].update(token_ids=[1, 99]), "known answer 2"),
+        (lambda known: known["answers"][2].update(token_ids=[1, 2, 99]), "known answer 2: a token or length"),
+        (lambda known: known["answers"][2].update(token_ids=[1] * 65), "known answer 2: a token or length"),
         (lambda known: known["answers"][2]["base"].reverse(), "descending order"),
         (lambda known: known["answers"][3]["firings"].pop(), "once per edit"),
         (lambda known: known["answers"][3]["firings"][0].update(positions=30), "more positions"),
@@ -555,6 +643,52 @@ def test_a_prompt_that_was_left_out_of_one_arm_is_refused(parts):
     prompt = columns.prompt.copy()
     prompt[3] = 4
     refused(measured_again(parts, "cue", replace(columns, prompt=prompt)), "outcomes", "every prompt once")
+
+
+def with_arm(columns, arm, source):
+    """Give outcomes with one more arm, a copy of another."""
+    rows = columns.arm == source
+    names = ("prompt", "cue", "item", "sample", "value", "mass")
+    more = {name: np.concatenate([getattr(columns, name), getattr(columns, name)[rows]]) for name in names}
+    return replace(columns, **more, arm=np.concatenate([columns.arm, np.array([arm] * rows.sum(), object)]))
+
+
+def test_an_arm_that_was_never_declared_is_refused_even_beside_all_that_were(parts):
+    columns = with_arm(parts.outcomes["cue"], "probe", "candidate")
+    refused(measured_again(parts, "cue", columns), "outcomes", "probe was measured and never declared")
+
+
+def test_fewer_prompts_than_promised_are_refused(parts):
+    columns = parts.outcomes["cue"]
+    kept = columns.prompt < 50
+    names = ("prompt", "cue", "item", "arm", "sample", "value", "mass")
+    fewer = replace(columns, **{name: getattr(columns, name)[kept] for name in names})
+    parts.measurement["axes"][2]["prompts"] = parts.measurement["axes"][2]["prompts"][:50]
+    refused(measured_again(parts, "cue", fewer), "outcomes", "50 prompts, 60 were promised")
+
+
+def test_a_prompt_that_was_measured_twice_in_one_arm_is_refused(parts):
+    columns = parts.outcomes["cue"]
+    rows = np.r_[np.arange(len(columns)), 0]
+    names = ("prompt", "cue", "item", "arm", "sample", "value", "mass")
+    more = replace(columns, **{name: getattr(columns, name)[rows] for name in names})
+    refused(measured_again(parts, "cue", more), "outcomes", "do not cover 3 arms × 60 prompts evenly")
+
+
+def test_a_probability_mass_above_one_is_refused(parts):
+    columns = parts.outcomes["cue"]
+    mass = columns.mass.copy()
+    mass[0] = 1.2
+    refused(measured_again(parts, "cue", replace(columns, mass=mass)), "outcomes", "probability mass outside 0–1")
+
+
+def test_a_row_count_that_is_not_the_files_is_refused(parts):
+    parts.measurement["axes"][2]["outcomes"]["rows"] += 1
+    refused(parts.files(), "outcomes", "holds 180 outcomes, measurement.json says 181")
+
+
+def test_outcomes_that_are_not_there_are_refused(files):
+    refused({k: v for k, v in files.items() if not k.endswith("cue.parquet")}, "outcomes", "cue.parquet: is missing")
 
 
 def test_cluster_labels_that_differ_between_arms_are_refused(parts):
