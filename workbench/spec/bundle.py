@@ -196,7 +196,10 @@ def make_files(
         TENSORS: write_tensors(dict(tensors)),
         **{axis.outcomes.path: outcomes[axis.axis].to_bytes() for axis in measurement.axes},
     }
-    files[DOSSIER] = render(spec, plan, measurement, dict(outcomes)).encode("utf-8")
+    # from what a reader will read: in a file, keys are sorted and −0 is 0
+    read = (Spec.from_bytes(files["spec.json"]), Plan.from_bytes(files["plan.json"]))
+    page = render(*read, Measurement.from_bytes(files["measurement.json"]), dict(outcomes))
+    files[DOSSIER] = page.encode("utf-8")
     files[MANIFEST] = Manifest.of(files).to_bytes()
     return files
 
