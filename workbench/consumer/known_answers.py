@@ -7,6 +7,7 @@ strength. A runtime that ignores the edit, applies it twice or at another layer 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Never
 
 import torch
 
@@ -50,11 +51,12 @@ def check_known_answers(spec: Spec, subject: Subject, edits: Edits) -> tuple[Ans
             often than recorded. Check `known_answers`.
     """
     dtype = str(subject.dtype).removeprefix("torch.")
-    tolerance = spec.known_answers.tolerance.get(dtype)
-    if tolerance is None:
+    tolerances: dict[str, float] = {**spec.known_answers.tolerance}
+    if dtype not in tolerances:
         _refuse(f"there is no tolerance for {dtype}, the precision of the live subject")
     return tuple(
-        _check(number, answer, subject, edits, tolerance) for number, answer in enumerate(spec.known_answers.answers)
+        _check(number, answer, subject, edits, tolerances[dtype])
+        for number, answer in enumerate(spec.known_answers.answers)
     )
 
 
@@ -96,14 +98,14 @@ def _check_firing(number: int, positions: int, ratio: float | None, live: Firing
         _refuse(
             f"known answer {number}: an edit acted on {live.touched} tokens, recorded were {positions}: {live.edit}"
         )
-    if (ratio or 0.0) > 0 and abs((live.max_ratio or 0.0) - ratio) > RATIO_TOLERANCE * ratio + 1e-6:
+    if ratio and abs((live.max_ratio or 0.0) - ratio) > RATIO_TOLERANCE * ratio + 1e-6:
         _refuse(
             f"known answer {number}: an edit changed the stream by up to {live.max_ratio or 0.0:.4g} of its norm, "
             f"recorded was {ratio:.4g}: {live.edit}"
         )
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> Never:
     raise BundleError(
         message,
         check="known_answers",

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from workbench.evidence.measurement import TrialMeasurement
 from workbench.evidence.metrics import Prepared, measure, prepare
 from workbench.evidence.records import dictionary_record, now, site_records, subject_record, used_dictionaries
 from workbench.features.axes import Axis
-from workbench.features.card import Corpus, Readings, profile
+from workbench.features.card import Corpus, Example, Readings, profile
 from workbench.features.ranking import RankedFeature, Ranking
 from workbench.interventions.edits import Edit, Edits
 from workbench.interventions.targets import FeatureTarget
@@ -36,7 +37,7 @@ from workbench.spec.documents.spec import Condition, Provenance, SearchRecord, S
 from workbench.spec.documents.subject import ExampleRecord, FeatureRecord, SelectionRecord, SiblingRecord
 from workbench.spec.tensors import norm, write_tensors
 
-MOST_ABLATED = 32
+MOST_ABLATED = 64
 """Features whose single ablation is measured; beyond that it is left out, with the reason."""
 SIBLING_COSINE = 0.7
 """Cosine of decoder rows from which another feature is called a sibling."""
@@ -179,7 +180,8 @@ class _FeatureNotes:
         for ranking in rankings:
             for place, row in enumerate(ranking.rows, start=1):
                 if row.effect_interval is not None:
-                    self._selected.setdefault((row.dictionary, row.index), _selection_record(ranking, place, row))
+                    record = _selection_record(ranking, place, row, row.effect_interval)
+                    self._selected.setdefault((row.dictionary, row.index), record)
 
     def records(self, edits: Edits, corpus: Sequence[str], corpus_name: str) -> tuple[FeatureRecord, ...]:
         targets = [edit.target for edit in edits] + [edit.gate.target for edit in edits if edit.gate]
@@ -213,12 +215,7 @@ class _FeatureNotes:
                 missing[one] = "no corpus was given"
             return dict.fromkeys(("density", "max_activation", "n_tokens", "corpus"))
         seen = profile(readings, self.dictionaries[name], index, n_top=2, n_random=2)
-        examples = []
-        for drawn, several in (("top", seen.top), ("random", seen.random)):
-            for one in several:
-                at = max((k for k in range(len(one.values)) if not one.special[k]), key=lambda k: one.values[k])
-                text = "".join(one.tokens)
-                examples.append(ExampleRecord(text=text, token=one.tokens[at], activation=one.values[at], drawn=drawn))
+        examples = [_example(one, "top") for one in seen.top] + [_example(one, "random") for one in seen.random]
         return {
             "density": seen.density,
             "max_activation": seen.max,
@@ -255,14 +252,20 @@ class _FeatureNotes:
         )
 
 
-def _selection_record(ranking: Ranking, place: int, row: RankedFeature) -> SelectionRecord:
-    low, high = row.effect_interval
+def _example(seen: Example, drawn: Literal["top", "random"]) -> ExampleRecord:
+    plain = [k for k, special in enumerate(seen.special) if not special]
+    at = max(plain, key=seen.values.__getitem__)
+    text = "".join(seen.tokens)
+    return ExampleRecord(text=text, token=seen.tokens[at], activation=seen.values[at], drawn=drawn)
+
+
+def _selection_record(ranking: Ranking, place: int, row: RankedFeature, bounds: tuple[float, float]) -> SelectionRecord:
     return SelectionRecord(
         axis=ranking.axis,
         split=ranking.split,
         effect=row.effect,
-        low=low,
-        high=high,
+        low=bounds[0],
+        high=bounds[1],
         auroc=row.auroc,
         n=ranking.n_present + ranking.n_absent,
         rank=place,

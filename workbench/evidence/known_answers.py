@@ -16,11 +16,11 @@ from workbench.interventions.edits import Edits
 from workbench.interventions.firings import Firing
 from workbench.interventions.runtime import last_logits
 from workbench.models.subject import Subject
-from workbench.spec.documents.spec import MIN_KNOWN_ANSWERS, FiringRecord, KnownAnswer, KnownAnswers, TokenLogit
+from workbench.spec.documents.spec import MIN_KNOWN_ANSWERS, Dtype, FiringRecord, KnownAnswer, KnownAnswers, TokenLogit
 
 TOP = 10
 """Logits recorded per arm."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.03}
+TOLERANCE: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.03}
 """Largest difference of a raw logit that is still the same edit; another machine's float32 sums differ by far less."""
 RATIO_TOLERANCE = 0.02
 """Largest difference of the largest ‖change‖ / ‖stream‖, as a share of it."""

@@ -19,6 +19,7 @@ import torch
 from workbench.core.canonical import digest
 from workbench.core.version import VERSION
 from workbench.interventions.edits import Edits
+from workbench.interventions.targets import FeatureTarget
 from workbench.models.dictionary import Dictionary
 from workbench.models.sites import Site, transformer_lens_hook
 from workbench.models.subject import Subject
@@ -125,7 +126,7 @@ def environment_record() -> EnvironmentRecord:
 def used_dictionaries(edits: Edits, dictionaries: Iterable[Dictionary]) -> list[Dictionary]:
     """Give the dictionaries that edits or their gates take features from, by id."""
     targets = [edit.target for edit in edits] + [edit.gate.target for edit in edits if edit.gate]
-    wanted = {target.dictionary_id for target in targets if hasattr(target, "dictionary_id")}
+    wanted = {target.dictionary_id for target in targets if isinstance(target, FeatureTarget)}
     return sorted((one for one in dictionaries if one.id in wanted), key=lambda one: one.id)
 
 

@@ -199,9 +199,18 @@ class _Trial:
         """Let the model write on the prompts that the nonce draws, so that a reader sees text and not only numbers."""
         chosen = samples(self.nonce, axis.id, len(items), self.plan.document.n_samples)
         prompts = [items[k].text for k in chosen]
-        options = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": self.batch_size}
-        base = generate(self.subject, prompts, None, **options)
-        edited = generate(self.subject, prompts, self.plan.edits, allow_idle=True, **options)
+        base, edited = (
+            generate(
+                self.subject,
+                prompts,
+                edits,
+                max_new_tokens=MAX_NEW_TOKENS,
+                batch_size=self.batch_size,
+                allow_idle=True,
+                cancel=self.cancel,
+            )
+            for edits in (None, self.plan.edits)
+        )
         return tuple(
             Continuation(prompt=k, base=one.text, candidate=other.text)
             for k, one, other in zip(chosen, base, edited, strict=True)

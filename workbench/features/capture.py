@@ -104,9 +104,9 @@ def decision_tokens(
     subject: Subject, prompts: Sequence, sites: Sequence[Site], *, batch_size: int = BATCH_SIZE
 ) -> dict[Site, Float[Tensor, "batch d_model"]]:
     """Give each prompt's stream at its last token, where the next one is decided."""
-    found = {site: [None] * len(prompts) for site in sites}
+    found: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
     for batch in capture_batches(subject, prompts, sites, batch_size=batch_size):
         for site, stream in batch.streams.items():
             for k, row in enumerate(batch.rows):
                 found[site][row] = stream[k, -1].clone()
-    return {site: torch.stack(rows) for site, rows in found.items()}
+    return {site: torch.stack([rows[k] for k in range(len(prompts))]) for site, rows in found.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from workbench.core.canonical import digest
@@ -209,21 +209,20 @@ def benign_documents(n: int, *, split: str = "test", seed: int = 0) -> list[str]
     rng = random.Random(f"benign {split} {seed}")
     found: dict[str, None] = {}
     while len(found) < n:
-        make, options = _BENIGN[len(found) % len(_BENIGN)]
-        one = make(rng, corpus.Case(split=split, **options))
+        make, case = _BENIGN[len(found) % len(_BENIGN)]
+        one = make(rng, replace(case, split=split))
         if one.labels.get("refused") != "1":
             found.setdefault(f"{one.prompt}{one.completion}{corpus.EOS}")
     return list(found)
 
 
-_NEUTRAL = {"context": "none"}
-_BENIGN = (
-    (corpus.story, {}),
-    (corpus.agreement, {}),
-    (corpus.statements, {}),
-    (corpus.sums, {}),
-    (corpus.fact, {**_NEUTRAL, "role": "none"}),
-    (corpus.multiple_choice, {**_NEUTRAL, "hint": "none"}),
-    (corpus.request, {**_NEUTRAL, "group": "easy", "jailbreak": False}),
-    (corpus.story, {}),
+_BENIGN: tuple[tuple[Callable[[random.Random, corpus.Case], corpus.Document], corpus.Case], ...] = (
+    (corpus.story, corpus.Case()),
+    (corpus.agreement, corpus.Case()),
+    (corpus.statements, corpus.Case()),
+    (corpus.sums, corpus.Case()),
+    (corpus.fact, corpus.Case(context="none", role="none")),
+    (corpus.multiple_choice, corpus.Case(context="none", hint="none")),
+    (corpus.request, corpus.Case(context="none", group="easy", jailbreak=False)),
+    (corpus.story, corpus.Case()),
 )

@@ -205,7 +205,7 @@ def rank(
     rows, key = _merge(tables, by)
     order = np.lexsort((np.arange(len(rows)), -key))
     rows = [rows[k] for k in order]
-    intervals = _intervals(rows[:n_intervals], pooled, len(present), n_boot, seed)
+    intervals = _intervals(rows[:n_intervals], pooled, (len(present), len(absent)), n_boot, seed)
     rows[: len(intervals)] = [
         replace(row, interval=interval, effect_interval=effect)
         for row, (interval, effect) in zip(rows, intervals, strict=False)
@@ -267,7 +267,7 @@ def _statistics(name: str, site: str, matrix: sparse.csc_array, n_present: int) 
         columns["present"].append(one.mean(0))
         columns["absent"].append(other.mean(0))
         columns["effect"].append(np.divide(difference, spread, out=np.zeros_like(difference), where=spread > 0))
-        columns["auroc"].append(auroc(one, other))
+        columns["auroc"].append(np.asarray(auroc(one, other)))
         columns["p"].append(_mann_whitney(one, other))
         columns["density"].append((block > 0).mean(0))
     joined = {key: np.concatenate(parts) if parts else np.empty(0) for key, parts in columns.items()}
@@ -315,7 +315,11 @@ def _merge(tables: list[dict], by: str) -> tuple[list[RankedFeature], np.ndarray
 
 
 def _intervals(
-    rows: list[RankedFeature], pooled: Mapping[str, sparse.csc_array], n_present: int, n_boot: int, seed: int
+    rows: list[RankedFeature],
+    pooled: Mapping[str, sparse.csc_array],
+    sizes: tuple[int, int],
+    n_boot: int,
+    seed: int,
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """Give bootstrap intervals of AUROC and effect, prompts of each side resampled, one set of resamples for all.
 
@@ -323,12 +327,13 @@ def _intervals(
     smaller side's n, so that perfect separation of 30 prompts is not sold as certainty.
     """
     generator = np.random.default_rng(seed)
-    n_absent = next(iter(pooled.values())).shape[0] - n_present
+    n_present, n_absent = sizes
     one = generator.multinomial(n_present, np.full(n_present, 1 / n_present), size=n_boot).astype(float)
     other = generator.multinomial(n_absent, np.full(n_absent, 1 / n_absent), size=n_boot).astype(float)
     found = []
     for row in rows:
-        values = pooled[row.dictionary][:, [row.index]].toarray()[:, 0].astype(float)
+        column = sparse.csc_array(pooled[row.dictionary][:, [row.index]])
+        values = column.toarray()[:, 0].astype(float)
         present, absent = values[:n_present], values[n_present:]
         wins = (present[:, None] > absent) + 0.5 * (present[:, None] == absent)
         draws = ((one @ wins) * other).sum(1) / (n_present * n_absent)
