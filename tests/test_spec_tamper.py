@@ -445,7 +445,7 @@ def test_an_impossible_shape_is_refused(files, shape, words):
 
 def test_free_metadata_and_duplicate_header_keys_are_refused(files):
     head, body = header(files)
-    refused(with_header(files, {"__metadata__": {"a": "b"}, **head}, body), "tensors", "metadata")
+    refused(with_header(files, {"__metadata__": {"a": "b"}, **head}, body), "tensors", "free metadata")
     raw = canonical_bytes(head)
     doubled = raw[:-1] + b',"edit0.W_dec":' + canonical_bytes(head["edit0.W_dec"]) + b"}"
     refused(with_header(files, doubled, body), "tensors", "stands twice")
@@ -479,7 +479,9 @@ def test_a_header_spelt_differently_is_refused(files):
 def test_a_tensor_value_that_is_not_finite_is_refused(files, value):
     data = bytearray(files["tensors.safetensors"])
     data[-4:] = struct.pack("<f", value)
-    refused({**files, "tensors.safetensors": bytes(data)}, "tensors", "NaN or an infinity")
+    refused(
+        {**files, "tensors.safetensors": bytes(data)}, "tensors", "tensors.safetensors: tensor edit1.write holds NaN"
+    )
 
 
 def test_a_row_that_was_changed_a_little_is_refused_by_its_declared_norm(files):
@@ -510,7 +512,12 @@ def test_a_turned_row_of_equal_norm_is_refused_by_the_chain(parts):
 def test_files_that_the_manifest_does_not_list_or_lists_in_vain_are_refused(files):
     spare = {**files, "outcomes/spare.parquet": b"x"}
     refused(spare, "manifest", "outcomes/spare.parquet", "not listed", sealed=False)
-    refused({k: v for k, v in files.items() if not k.endswith("cue.parquet")}, "manifest", "cue.parquet", sealed=False)
+    refused(
+        {k: v for k, v in files.items() if not k.endswith("cue.parquet")},
+        "manifest",
+        "manifest.json: lists",
+        sealed=False,
+    )
     refused(spare, "outcomes", "outcomes/spare.parquet", "belongs to no axis")
 
 
