@@ -136,7 +136,8 @@ def test_bundle_verifies_applies_to_the_built_in_subject_and_re_measures(bundle)
     found = verify(bundle)
     assert found.ok, found.checks[-1]
     applied = apply(bundle, preview=True)
-    chosen = next(one for one in found.bundle.measurement.axes[0].continuations if one.base.strip().startswith("sure"))
+    shown = found.bundle.measurement.axes[0].continuations
+    chosen = next((one for one in shown if one.base != one.candidate), shown[0])
     prompt = found.bundle.measurement.axes[0].prompts[chosen.prompt].text
     both = applied.compare(prompt, max_new_tokens=24)
     assert both == {"base": chosen.base, "candidate": chosen.candidate}
